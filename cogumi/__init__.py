@@ -1,0 +1,1 @@
+"""The harness: command line, profiles, ledger, artifact store, runner and model loading."""

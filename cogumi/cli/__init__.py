@@ -1,0 +1,5 @@
+"""The ``cogumi`` command."""
+
+from cogumi.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,103 @@
+"""The command line: commands, common options, and errors as one line with the contract's exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+
+import click
+import typer
+
+from cogumi.cli.common import Common, DataOption, WorkspaceOption
+from cogumi.errors import CogumiError
+
+app = typer.Typer(
+    name="cogumi",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Build a small language-model system stage by stage; let nothing move on without evidence.\n\n"
+    "Start with `cogumi plan`, then `cogumi run`: the rehearsal needs no key, no GPU and no network. "
+    "Exit codes: 0 PASS, 1 FAIL, 2 wrong usage, 3 UNDECIDED, 4 INFEASIBLE, 5 ERROR, 6 BUDGET.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"cogumi {version('cogumi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    workspace: WorkspaceOption = None,
+    data: DataOption = None,
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    context.obj = Common(workspace, data)
+
+
+def _register() -> None:
+    # Imported here, not above: each module adds its commands to `app`.
+    from cogumi.cli import evaluate, gate, plan, reference, report, run, status
+
+    for module in (plan, run, status, gate, evaluate, reference, report):
+        module.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the contract's code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _register()
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="cogumi", standalone_mode=False)
+    except CogumiError as error:
+        _fail(str(error), error.exit_code, arguments)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        _fail(_usage_line(error), 2, arguments)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command again to go on", 130, arguments)
+    except BrokenPipeError:
+        # The reader of our output went away (`cogumi … | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        _fail(_defect(error), 5, arguments)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_line(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "cogumi"
+    message = " ".join(error.format_message().split())
+    return f"{message} See `{command} --help`."
+
+
+def _fail(line: str, code: int, arguments: list[str]) -> None:
+    line = " ".join(line.splitlines())
+    if "--json" in arguments:
+        typer.echo(json.dumps({"error": line, "exit_code": code}))
+    typer.echo(f"cogumi: {line}", err=True)
+    sys.exit(code)
+
+
+def _defect(error: Exception) -> str:
+    """Keep the trace of a defect of ours in a file, and return the one line that tells of it."""
+    import tempfile
+
+    trace = traceback.format_exc()
+    with tempfile.NamedTemporaryFile("w", prefix="cogumi-defect-", suffix=".txt", delete=False) as handle:
+        handle.write(trace)
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"defect: {type(error).__name__}: {first} (trace in {handle.name}; please report it)"

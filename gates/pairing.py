@@ -1,0 +1,147 @@
+"""Brings measurements and references together, and refuses to where a comparison would mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cogumi.errors import InfeasibleError, UsageError, nearest
+from evals.references.scores import PairedScores, ReferenceScores
+from gates.attempts import AttemptBook
+from gates.betting import TIE
+from gates.evidence import EvidenceSource
+from gates.spec import Criterion, GateSpec
+from gates.suites import Pair, Rule, reference_means
+
+
+@dataclass(frozen=True, slots=True)
+class Docket:
+    """What every look of one decision shares."""
+
+    spec: GateSpec
+    source: EvidenceSource
+    book: AttemptBook
+    artifact: str
+    limit: int | None
+    _references: dict[tuple[str, str, str], ReferenceScores] = field(default_factory=dict)
+
+    def reference(self, name: str, suite: str, task: str) -> ReferenceScores:
+        """Return a reference's scores, asked for once: they do not change while a gate is decided."""
+        key = (name, suite, task)
+        if key not in self._references:
+            self._references[key] = self.source.reference(name, suite, task)
+        return self._references[key]
+
+
+def recorded(docket: Docket, criterion: Criterion) -> list[PairedScores]:
+    """Return what is measured of the artifact on each task of the criterion's suite, cut at the limit."""
+    suite = criterion.suite or ""
+    found = [docket.source.scores(suite, task) for task in docket.source.tasks(suite)]
+    return found if docket.limit is None else [scores.prefix(docket.limit) for scores in found]
+
+
+def pair_up(docket: Docket, criterion: Criterion, measured: Sequence[PairedScores]) -> list[Pair]:
+    """Put each task's scores beside what the criterion compares them with.
+
+    Raises ``InfeasibleError`` where protocols or items do not match, ``UsageError`` for weights of other
+    tasks.
+    """
+    _check_weights(criterion, [scores.task for scores in measured])
+    return [_pair(docket, criterion, scores) for scores in measured]
+
+
+def rule_of(docket: Docket, criterion: Criterion, alpha: float) -> Rule:
+    """Return how the criterion is judged at error rate ``alpha``."""
+    bar = criterion.bar
+    c = 1 - bar if criterion.comparison == "<=" else bar
+    return Rule(c, alpha, docket.spec.scope, criterion.combine, criterion.weights)
+
+
+def _pair(docket: Docket, criterion: Criterion, scores: PairedScores) -> Pair:
+    suite = criterion.suite or ""
+    if criterion.item_rate is not None:
+        marks = scores.truncated if criterion.item_rate == "truncation_rate" else scores.errors
+        x = marks.astype(np.float64)
+        # "At most b" of bad answers is "at least 1 - b" of good ones: the same test against a constant of 1.
+        return _made(scores, 1 - x if criterion.comparison == "<=" else x, _constant(scores.family))
+    if criterion.retention is not None:
+        reference = docket.source.baseline(criterion.retention.baseline, suite, scores.task, 0)
+    elif criterion.relative is not None:
+        reference = docket.reference(criterion.relative.reference, suite, scores.task)
+    else:
+        raise UsageError(f"criterion {criterion.id} has no reference")
+    _check_comparable(scores, reference, docket.spec.scope)
+    return _made(scores, scores.scores, reference)
+
+
+def _constant(family: str) -> ReferenceScores:
+    return ReferenceScores(id="", kind="published", family=family, score=1.0)
+
+
+def _made(scores: PairedScores, x: FloatArray, reference: ReferenceScores) -> Pair:
+    population = scores.n_total
+    if reference.kind == "published" and reference.n is not None:
+        population = reference.n
+    return Pair(scores.task, x, scores.n_total, population, scores.order_digest, reference)
+
+
+def _check_weights(criterion: Criterion, tasks: Sequence[str]) -> None:
+    if criterion.weights is None:
+        return
+    for name in criterion.weights:
+        if name not in tasks:
+            hint = nearest(name, list(tasks))
+            raise UsageError(f"criterion {criterion.id}: weights name no task '{name}'{hint}")
+    missing = [task for task in tasks if task not in criterion.weights]
+    if missing:
+        raise UsageError(f"criterion {criterion.id}: weights miss the task '{missing[0]}'")
+
+
+def _check_comparable(scores: PairedScores, reference: ReferenceScores, scope: str) -> None:
+    """Raise ``InfeasibleError`` where a comparison would mean nothing."""
+    if reference.family != scores.family:
+        raise InfeasibleError(
+            f"protocols do not match: {scores.task} is measured as {scores.family}, "
+            f"{reference.id} as {reference.family}"
+        )
+    if reference.kind == "published":
+        if scope == "population":
+            raise InfeasibleError(f"scope population needs a per-item reference, {reference.id} is published")
+        if reference.n is not None and reference.n < scores.n_total:
+            raise InfeasibleError(
+                f"items do not match: {scores.task} has {scores.n_total}, {reference.id} is over
+                {reference.n}"
+            )
+        return
+    for ours, theirs in (
+        (scores.items_digest, reference.items_digest),
+        (scores.order_digest, reference.order_digest),
+    ):
+        if theirs is not None and ours != theirs:
+            raise InfeasibleError(
+                f"items do not match: {reference.id} was scored on other items of {scores.task}"
+            )
+    items = 0 if reference.items is None else len(reference.items)
+    if items > scores.n_total or (reference.kind == "per-item" and items < scores.n_total):
+        raise InfeasibleError(f"items do not match: {reference.id} covers {items} of {scores.n_total}")
+
+
+def check_feasible(pairs: Sequence[Pair], rule: Rule) -> None:
+    """Raise ``InfeasibleError`` with the arithmetic where the bar lies above a perfect score."""
+    groups = [[pair] for pair in pairs] if rule.combine == "all_of" else [list(pairs)]
+    for group in groups:
+        low, high = reference_means(group, rule)
+        name = ", ".join(pair.reference.id for pair in group)
+        score = (low + high) / 2
+        if score == 0:
+            raise InfeasibleError(f"{name} scored 0: a share of it says nothing")
+        if rule.c * high > 1 + TIE:
+            margin = "" if rule.c * score > 1 else f" with its protocol margin of {high - score:.3g}"
+            bar = rule.c * (high if margin else score)
+            raise InfeasibleError(
+                f"{rule.c:g} x {score:.4g} of {name}{margin} is {bar:.4g}, above a perfect score of 1"
+            )
+
+

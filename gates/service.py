@@ -1,0 +1,265 @@
+"""Deciding gates for a profile: finds subjects, references and measurements, and feeds them to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cogumi.digest import digest_of
+from cogumi.errors import InfeasibleError, UsageError, nearest
+from cogumi.profile import GateStep, MeasureStep, Profile
+from cogumi.stage import TeacherConfig
+from cogumi.store import Artifact
+from cogumi.subjects import Subject, of_artifact
+from evals.measure import Measurement, Measurer
+from evals.references.answers import answers_subject
+from evals.references.registry import ReferenceRow, load_all
+from evals.references.scores import MetricValue, NotMeasuredError, PairedScores, ReferenceScores
+from evals.tasks import suite_tasks
+from evals.types import Task
+from gates.engine import decide
+from gates.spec import load_gate
+from gates.verdicts import GateVerdict
+
+Teachers = Callable[[], Mapping[str, TeacherConfig]]
+
+# Parameters and bytes that a stage or a subject knows; other metrics wait for their measurement.
+_EXACT_METRICS = ("bytes_download", "bytes_resident", "parameters", "bits_per_weight")
+
+
+def no_teachers() -> Mapping[str, TeacherConfig]:
+    """Stand for the teachers where none may be called: only recorded references are used."""
+    raise NotMeasuredError("its reference was not measured")
+
+
+class ProfileEvidence:
+    """``gates.evidence.EvidenceSource`` over a workspace, for one subject under one profile."""
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        profile: Profile,
+        subject: Subject | None,
+        baseline: Subject | None = None,
+        teachers: Teachers = no_teachers,
+    ) -> None:
+        self._measurer = measurer
+        self._profile = profile
+        self._subject = subject
+        self._baseline = baseline
+        self._teachers = teachers
+        self._open: dict[tuple[str, str], Measurement] = {}
+
+    def _task(self, suite: str, name: str) -> Task:
+        found = (task for task in suite_tasks(suite, self._profile.suites) if task.name == name)
+        return next(found)
+
+    def _measurement(self, subject: Subject, task: Task) -> Measurement:
+        key = (subject.digest, task.name)
+        if key not in self._open:
+            self._open[key] = self._measurer.measurement(subject, task)
+        return self._open[key]
+
+    def tasks(self, suite: str) -> Sequence[str]:
+        """Return the names of a suite's tasks."""
+        return [task.name for task in suite_tasks(suite, self._profile.suites)]
+
+    def scores(self, suite: str, task: str) -> PairedScores:
+        """Return what is recorded of the subject on a task."""
+        if self._subject is None:
+            raise NotMeasuredError("not measured: no artifact was given")
+        return _paired(self._measurement(self._subject, self._task(suite, task)))
+
+    def extend(self, suite: str, task: str, n: int) -> PairedScores:
+        """Measure the subject until ``n`` items are known."""
+        if self._subject is None:
+            raise NotMeasuredError("not measured: no artifact was given")
+        measurement = self._measurement(self._subject, self._task(suite, task))
+        measurement.extend(n)
+        return _paired(measurement)
+
+    def reference(self, reference: str, suite: str, task: str) -> ReferenceScores:
+        """Return what the profile's reference of that name scored on a task, scoring it first if need be."""
+        wanted = self._task(suite, task)
+        choice = self._profile.references.get(reference)
+        if choice is not None and choice.teacher:
+            return self._teacher_reference(choice.teacher, wanted)
+        row = self._row(reference, choice.rows if choice else {}, wanted)
+        if row.kind == "published":
+            return row.published()
+        subject = answers_subject(row, self._measurer.data)
+        measurement = self._measurement(subject, wanted)
+        measurement.extend(measurement.n_total)
+        return _reference(row.id, "per-item", measurement, simulated=row.simulated, family=row.family)
+
+    def _row(self, reference: str, chosen: Mapping[str, str], task: Task) -> ReferenceRow:
+        rows = load_all(self._measurer.workspace.root)
+        if task.name in chosen:
+            row_id = chosen[task.name]
+            if row_id not in rows:
+                raise UsageError(f"no reference {row_id!r}{nearest(row_id, list(rows))}")
+            return rows[row_id]
+        if reference in rows:
+            return rows[reference]
+        of_model = [row for row in rows.values() if row.model == reference]
+        if not of_model:
+            models = sorted({row.model for row in rows.values()})
+            raise UsageError(f"no reference {reference!r}{nearest(reference, models)}")
+        fitting = [row for row in of_model if row.family == task.family]
+        if not fitting:
+            told = ", ".join(sorted({row.family for row in of_model if row.benchmark == task.name})) or "none"
+            raise InfeasibleError(
+                f"protocols do not match: {task.name} is measured as {task.family}, {reference} has {told}"
+            )
+        # Answers item by item say more than a published mean.
+        return min(fitting, key=lambda row: (row.kind != "per-item", row.id))
+
+    def _teacher_reference(self, name: str, task: Task) -> ReferenceScores:
+        subject = teacher_subject(self._profile, name)
+        measurement = self._measurement(subject, task)
+        if len(measurement.scores) < measurement.n_total:
+            url = self._teachers()[name].base_url
+            live = self._measurer.measurement(replace(subject, base_url=url), task)
+            live.extend(live.n_total)
+            measurement = self._open[subject.digest, task.name] = live
+        return _reference(
+            f"{name}/{task.name}@measured",
+            "per-item",
+            measurement,
+            simulated=subject.simulated,
+            family=task.family,
+        )
+
+    def baseline(self, baseline: str, suite: str, task: str, n: int) -> ReferenceScores:
+        """Return the earlier artifact's scores on at least ``n`` items."""
+        if self._baseline is None:
+            raise NotMeasuredError(f"not measured: no baseline ({baseline}) was given")
+        measurement = self._measurement(self._baseline, self._task(suite, task))
+        measurement.extend(n)
+        return _reference(
+            self._baseline.label,
+            "baseline",
+            measurement,
+            simulated=False,
+            family=measurement.items.task.family,
+        )
+
+    def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:
+        """Return an exact number that the artifact's manifest holds; others are not measured yet."""
+        if self._subject is None or metric not in _EXACT_METRICS:
+            raise NotMeasuredError(f"not measured: {metric}")
+        facts = self._subject.facts
+        value = facts.get(metric, facts.get("bytes") if metric.startswith("bytes_") else None)
+        if value is None:
+            raise NotMeasuredError(f"not measured: {metric}")
+        return MetricValue(float(value), float(value), float(value), exact=True)
+
+
+def teacher_subject(profile: Profile, name: str) -> Subject:
+    """Return the subject that stands for a teacher, named by everything that shapes its answers."""
+    teacher = profile.teachers[name]
+    simulated = teacher.base_url == "local"
+    local = profile.local_teacher.model_dump(mode="json") if simulated and profile.local_teacher else None
+    shape = {"api": teacher.api, "model": teacher.model, "base_url": teacher.base_url, "local": local}
+    return Subject(
+        label=name,
+        digest=digest_of(shape),
+        backend=teacher.api,
+        model=teacher.model,
+        base_url=teacher.base_url,
+        key_env=teacher.key_env,
+        simulated=simulated,
+    )
+
+
+def _paired(measurement: Measurement) -> PairedScores:
+    return PairedScores(
+        task=measurement.items.task.name,
+        family=measurement.items.task.family,
+        protocol_digest=measurement.file.key.protocol_digest,
+        items_digest=measurement.items.items_digest,
+        order_digest=measurement.items.order_digest,
+        n_total=measurement.n_total,
+        scores=measurement.scores,
+        truncated=measurement.finished_as("length"),
+        errors=measurement.finished_as("error"),
+    )
+
+
+def _reference(
+    name: str, kind: Any, measurement: Measurement, *, simulated: bool, family: str
+) -> ReferenceScores:
+    scores = measurement.scores
+    return ReferenceScores(
+        id=name,
+        kind=kind,
+        family=family,
+        score=float(scores.mean()) if len(scores) else 0.0,
+        n=measurement.n_total,
+        items=scores,
+        items_digest=measurement.items.items_digest,
+        order_digest=measurement.items.order_digest,
+        simulated=simulated,
+    )
+
+
+class GateService:
+    """The runner's judge, and what ``cogumi gate`` and ``cogumi eval`` ask."""
+
+    def __init__(
+        self, measurer: Measurer, profile: Profile, run: str | None, teachers: Teachers = no_teachers
+    ) -> None:
+        self._measurer = measurer
+        self._profile = profile
+        self._run = run
+        self._teachers = teachers
+
+    def verdict(
+        self, gate: str, subject: Subject | None, baseline: Subject | None, limit: int | None = None
+    ) -> GateVerdict:
+        """Decide a gate, measuring what it still needs; raises ``UsageError`` for an unknown gate."""
+        spec = load_gate(gate)
+        source = ProfileEvidence(self._measurer, self._profile, subject, baseline, self._teachers)
+        return decide(
+            spec,
+            source,
+            self._measurer.workspace.ledger,
+            artifact=subject.digest if subject else "",
+            run=self._run,
+            limit=limit,
+        )
+
+    def decide(self, step: GateStep, artifact: Artifact, baseline: Artifact | None) -> Mapping[str, Any]:
+        """Decide a run's gate on a stored artifact."""
+        earlier = of_artifact(baseline, step.baseline or "baseline") if baseline else None
+        return self.verdict(step.gate, of_artifact(artifact, step.artifact), earlier).to_json()
+
+    def measure(self, artifact: Artifact, step: MeasureStep) -> Mapping[str, Any]:
+        """Measure a run's artifact on a suite; the summary has the macro mean and the speed."""
+        subject = of_artifact(artifact, step.measure)
+        summary = measure_suite(
+            self._measurer, subject, suite_tasks(step.suite, self._profile.suites), step.limit
+        )
+        note = f"{step.suite} {summary['score']:.3f} on {summary['items']} items"
+        return {"suite": step.suite, "note": note, **summary}
+
+
+def measure_suite(
+    measurer: Measurer, subject: Subject, tasks: Sequence[Task], limit: int | None
+) -> dict[str, Any]:
+    """Measure the first ``limit`` items of each task; return the macro mean, items and decoding speed."""
+    means, items, tokens, seconds = [], 0, 0, 0.0
+    for task in tasks:
+        measurement = measurer.measurement(subject, task)
+        measurement.extend(min(limit or measurement.n_total, measurement.n_total))
+        means.append(float(measurement.scores.mean()))
+        table = measurement.file.table(["completion_tokens", "seconds"])
+        items += table.num_rows
+        tokens += int(sum(table["completion_tokens"].to_pylist()))
+        seconds += float(sum(table["seconds"].to_pylist()))
+    return {
+        "score": sum(means) / len(means),
+        "items": items,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }

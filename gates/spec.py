@@ -1,0 +1,146 @@
+"""Gate files: what a gate claims, checked strictly when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cogumi.errors import UsageError
+from evals.references.strict_yaml import load_strict
+from gates.verdicts import Comparison
+
+FOLDER = Path(__file__).parent
+
+Scope = Literal["benchmark", "population"]
+Combine = Literal["mean_of", "all_of", "pooled_items"]
+
+# Rates over the same items that a suite scores; the engine tests them on the evidence that is there. Every
+# other metric is measured elsewhere and comes with its own interval.
+ITEM_RATES = ("truncation_rate", "error_rate")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Relative(_Strict):
+    """At least a share of what a reference scores on a suite."""
+
+    suite: str
+    reference: str
+
+
+class Retention(_Strict):
+    """Nearly as good as an earlier artifact on a suite, item by item."""
+
+    suite: str
+    baseline: str
+
+
+class Threshold(_Strict):
+    """A number that is compared with a fixed bar; ``suite`` where it is measured on one."""
+
+    metric: str
+    suite: str | None = None
+
+
+class Criterion(_Strict):
+    """One claim of a gate."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    relative: Relative | None = None
+    retention: Retention | None = None
+    threshold: Threshold | None = None
+    at_least: Annotated[float, Field(ge=0)] | None = None
+    at_most: Annotated[float, Field(ge=0)] | None = None
+    margin: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """For retention: the share that may be lost."""
+    combine: Combine = "mean_of"
+    """How the tasks of a suite become one claim."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """For mean_of: weight by task name; equal weights without."""
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> Criterion:
+        kinds = [kind for kind in ("relative", "retention", "threshold") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError("a criterion needs exactly one of relative, retention, threshold")
+        given = {key for key in ("at_least", "at_most", "margin") if getattr(self, key) is not None}
+        if self.relative is not None and (given != {"at_least"} or self.at_least == 0):
+            raise ValueError("relative needs at_least, above 0, and nothing else to compare with")
+        if self.retention is not None and given != {"margin"}:
+            raise ValueError("retention needs margin and nothing else to compare with")
+        if self.threshold is not None:
+            self._check_threshold(self.threshold, given)
+        if self.weights is not None and (self.combine != "mean_of" or self.suite is None):
+            raise ValueError("weights are for combine: mean_of on a suite")
+        return self
+
+    def _check_threshold(self, threshold: Threshold, given: set[str]) -> None:
+        if given not in ({"at_least"}, {"at_most"}):
+            raise ValueError("threshold needs exactly one of at_least, at_most")
+        if threshold.metric in ITEM_RATES and (threshold.suite is None or self.bar > 1):
+            raise ValueError(f"{threshold.metric} needs a suite and a bar within [0, 1]")
+
+    @property
+    def suite(self) -> str | None:
+        """The suite that the criterion looks at, if it looks at one."""
+        kind = self.relative or self.retention or self.threshold
+        return kind.suite if kind is not None else None
+
+    @property
+    def bar(self) -> float:
+        """The number that the value is compared with."""
+        if self.margin is not None:
+            return 1 - self.margin
+        return self.at_least if self.at_least is not None else (self.at_most or 0.0)
+
+    @property
+    def comparison(self) -> Comparison:
+        """How the value is compared with the bar."""
+        return "<=" if self.at_most is not None else ">="
+
+    @property
+    def item_rate(self) -> str | None:
+        """The rate over items that the criterion tests, if it does."""
+        metric = self.threshold.metric if self.threshold is not None else None
+        return metric if metric in ITEM_RATES else None
+
+
+class GateSpec(_Strict):
+    """A gate: its criteria and the chance of a wrong verdict that each of them may spend."""
+
+    gate: str
+    title: str
+    alpha: Annotated[float, Field(gt=0, le=0.5)]
+    scope: Scope = "benchmark"
+    criteria: Annotated[list[Criterion], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GateSpec:
+        ids = [criterion.id for criterion in self.criteria]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two criteria have the same id")
+        if self.scope == "population" and any(c.combine == "pooled_items" for c in self.criteria):
+            raise ValueError("pooled_items has no meaning in scope population; use mean_of or all_of")
+        return self
+
+
+def known_gates(folder: Path = FOLDER) -> list[str]:
+    """Return the names of the gates that exist."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_gate(name: str, folder: Path = FOLDER) -> GateSpec:
+    """Read a gate file; ``UsageError`` for a gate that does not exist (yet) or a key that does not fit."""
+    if name not in known_gates(folder):
+        raise UsageError(f"no such gate yet: {name} (known: {', '.join(known_gates(folder))})")
+    path = folder / f"{name}.yaml"
+    spec = load_strict(path, GateSpec)
+    if spec.gate != name:
+        raise UsageError(
+            f"{path}: line 1: the gate is called '{spec.gate}', its file '{name}'; make them equal"
+        )
+    return spec

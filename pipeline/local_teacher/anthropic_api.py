@@ -1,0 +1,283 @@
+"""The Anthropic wire format: messages with prompt caching, and message batches.
+
+Written after docs.anthropic.com/en/api. Not covered: streaming, tools, images, expiry of the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from pipeline.local_teacher.answers import Ask, Reply, count_tokens
+from pipeline.local_teacher.state import short_digest
+from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, plain_text
+
+MESSAGES = "/v1/messages"
+BATCH_REQUESTS = 100_000  # docs.anthropic.com, batch processing: requests a batch may hold
+CACHE_MINIMUM_TOKENS = 1024  # docs.anthropic.com, prompt caching: shortest prefix of Sonnet models
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+_STOPS = {"stop": "end_turn", "length": "max_tokens", "refusal": "refusal"}
+
+
+class AnthropicApi:
+    """The endpoints of one service in Anthropic's format."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def routes(self) -> list[Route]:
+        """Return the routes to mount."""
+        table = (
+            ("POST", MESSAGES, self.message),
+            ("POST", "/v1/messages/batches", self.create_batch),
+            ("GET", "/v1/messages/batches", self.list_batches),
+            ("GET", "/v1/messages/batches/{id}", self.batch),
+            ("GET", "/v1/messages/batches/{id}/results", self.results),
+            ("POST", "/v1/messages/batches/{id}/cancel", self.cancel_batch),
+        )
+        return [
+            Route(path, self._service.endpoint(handler, error_response), methods=[method])
+            for method, path, handler in table
+        ]
+
+    def resume(self) -> None:
+        """Take up the batches that an earlier process left unfinished."""
+        for batch in self._service.state.batches("anthropic"):
+            if batch["status"] == "in_progress":
+                self._service.process_later(batch, self._process)
+
+    async def message(self, request: Request) -> Response:
+        """Answer one message."""
+        ask = self._ask(await json_body(request))
+        await self._service.think(request)
+        message, entry = self._complete(ask, None)
+        self._service.state.answered([entry])
+        return JSONResponse(message)
+
+    async def create_batch(self, request: Request) -> Response:
+        """Accept a batch and process it after the set delay."""
+        requests = (await json_body(request)).get("requests")
+        if not isinstance(requests, list) or not 1 <= len(requests) <= BATCH_REQUESTS:
+            raise WireError(400, f"requests: a list of 1 to {BATCH_REQUESTS} requests is expected.")
+        for item in requests:
+            if not isinstance(item, dict) or not isinstance(item.get("params"), dict):
+                raise WireError(400, "requests: each needs custom_id and params.")
+        if len({str(item.get("custom_id")) for item in requests}) != len(requests):
+            raise WireError(400, "requests: custom_id must be unique within a batch.")
+        state = self._service.state
+        content = "".join(json.dumps(item) + "\n" for item in requests).encode()
+        file = state.save_file(content, filename="requests.jsonl", purpose="batch")
+        batch = {
+            "id": state.new_batch_id("msgbatch", file["id"]),
+            "provider": "anthropic",
+            "created": time.time(),
+            "status": "in_progress",
+            "input_file_id": file["id"],
+            "counts": {
+                "processing": len(requests),
+                "succeeded": 0,
+                "errored": 0,
+                "canceled": 0,
+                "expired": 0,
+            },
+            "output_file_id": None,
+            "ended": None,
+        }
+        state.save_batch(batch)
+        self._service.process_later(batch, self._process)
+        return JSONResponse(_public(batch, request))
+
+    async def list_batches(self, request: Request) -> Response:
+        """List batches, the newest first, in pages."""
+        limit = int(request.query_params.get("limit", "20"))
+        batches = self._service.state.batches("anthropic")
+        if after := request.query_params.get("after_id"):
+            ids = [batch["id"] for batch in batches]
+            batches = batches[ids.index(after) + 1 :] if after in ids else []
+        page = [_public(batch, request) for batch in batches[:limit]]
+        return JSONResponse(
+            {
+                "data": page,
+                "has_more": len(batches) > limit,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+            }
+        )
+
+    async def batch(self, request: Request) -> Response:
+        """Return a batch."""
+        return JSONResponse(_public(self._known(request.path_params["id"]), request))
+
+    async def results(self, request: Request) -> Response:
+        """Return the results of an ended batch as JSONL."""
+        batch = self._known(request.path_params["id"])
+        if batch["output_file_id"] is None:
+            raise WireError(404, f"Batch {batch['id']} has no available results.")
+        content = self._service.state.content(batch["output_file_id"])
+        return Response(content, media_type="application/x-jsonl")
+
+    async def cancel_batch(self, request: Request) -> Response:
+        """Cancel a batch that is not finished: all of its requests end as canceled."""
+        batch = self._known(request.path_params["id"])
+        if batch["status"] == "in_progress":
+            lines = self._lines(batch)
+            rows = [{"custom_id": line["custom_id"], "result": {"type": "canceled"}} for line in lines]
+            self._end(batch, rows, [])
+        return JSONResponse(_public(batch, request))
+
+    def _process(self, batch: dict[str, Any]) -> None:
+        if self._known(batch["id"])["status"] != "in_progress":
+            return
+        lines = self._lines(batch)
+        stop = len(lines) // 2 if self._service.happens("batch_expire", batch["id"]) else len(lines)
+        rows, entries = [], []
+        for index, line in enumerate(lines):
+            result: dict[str, Any] = {"type": "expired"}
+            if index < stop:
+                result, entry = self._one_of_batch(line["params"], batch["id"])
+                entries += [entry] if entry else []
+            rows.append({"custom_id": line["custom_id"], "result": result})
+        self._end(batch, rows, entries)
+
+    def _end(self, batch: dict[str, Any], rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        state = self._service.state
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        file = state.save_file(content, filename=f"{batch['id']}_results.jsonl", purpose="batch_output")
+        if not state.has_answered_batch(batch["id"]):
+            state.answered(entries)
+        kinds = [row["result"]["type"] for row in rows]
+        counts = {kind: kinds.count(kind) for kind in ("succeeded", "errored", "canceled", "expired")}
+        batch |= {"counts": {"processing": 0, **counts}, "output_file_id": file["id"]}
+        batch |= {"status": "ended", "ended": time.time()}
+        state.save_batch(batch)
+
+    def _one_of_batch(
+        self, params: dict[str, Any], batch_id: str
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        try:
+            ask = self._ask(params)
+            if self._service.happens("batch_error", ask.digest):
+                raise WireError(500, "Injected fault in a batch.")
+        except WireError as error:
+            return {"type": "errored", "error": _error_body(error)}, None
+        message, entry = self._complete(ask, batch_id)
+        return {"type": "succeeded", "message": message}, entry
+
+    def _lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        content = self._service.state.content(batch["input_file_id"]).decode()
+        return [json.loads(line) for line in content.splitlines()]
+
+    def _ask(self, body: dict[str, Any]) -> Ask:
+        model, limit = body.get("model"), body.get("max_tokens")
+        if not isinstance(model, str):
+            raise WireError(400, "model: Field required")
+        if type(limit) is not int or limit < 1:
+            raise WireError(400, "max_tokens: a whole number of at least 1 is required")
+        self._service.check_model(model)
+        pairs = conversation(body.get("messages"))
+        if pairs[0][0] != "user" or not all(text for _, text in pairs):
+            raise WireError(400, "messages: the first role must be user, and no text may be empty")
+        system = body.get("system", "")
+        return Ask(
+            model=model,
+            system=plain_text(system),
+            messages=pairs,
+            max_tokens=limit,
+            digest=short_digest(body),
+            cached_prefix=_cached_prefix(system),
+        )
+
+    def _complete(self, ask: Ask, batch_id: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        reply = self._service.answerer.reply(ask)
+        request_id = f"msg_{ask.digest}"
+        prefix = ask.cached_prefix
+        cached = count_tokens(prefix) if prefix else 0
+        written = read = 0
+        if prefix and cached >= CACHE_MINIMUM_TOKENS:
+            first = self._service.state.writes_cache(ask.model, short_digest(prefix), request_id)
+            written, read = (cached, 0) if first else (0, cached)
+        rest = count_tokens(ask.system + "".join(text for _, text in ask.messages)) - written - read
+        output = count_tokens(reply.text)
+        message = {
+            "id": request_id,
+            "type": "message",
+            "role": "assistant",
+            "model": ask.model,
+            "content": _content(reply),
+            "stop_reason": _STOPS[reply.finish],
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": rest,
+                "cache_creation_input_tokens": written,
+                "cache_read_input_tokens": read,
+                "output_tokens": output,
+            },
+        }
+        entry = {"id": request_id, "endpoint": MESSAGES, "model": ask.model, "batch": batch_id}
+        mark = short_digest(prefix) if prefix and written else None
+        return message, {**entry, "input": rest + written + read, "output": output, "prefix": mark}
+
+    def _known(self, batch_id: str) -> dict[str, Any]:
+        batch = self._service.state.batch(batch_id)
+        if batch is None or batch["provider"] != "anthropic":
+            raise WireError(404, f"No message batch found with id '{batch_id}'.")
+        return batch
+
+
+def error_response(error: WireError) -> JSONResponse:
+    """Put an error into Anthropic's shape."""
+    return JSONResponse(_error_body(error), status_code=error.status, headers=error.headers)
+
+
+def _error_body(error: WireError) -> dict[str, Any]:
+    kind = _KINDS.get(error.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
+
+
+def _content(reply: Reply) -> list[dict[str, str]]:
+    return [{"type": "text", "text": reply.text}] if reply.text else []
+
+
+def _cached_prefix(system: Any) -> str | None:
+    # Everything up to the last block that carries cache_control belongs to the cached prefix.
+    if not isinstance(system, list):
+        return None
+    marked = [
+        index for index, block in enumerate(system) if isinstance(block, dict) and "cache_control" in block
+    ]
+    return plain_text(system[: marked[-1] + 1]) if marked else None
+
+
+def _public(batch: dict[str, Any], request: Request) -> dict[str, Any]:
+    ended = batch["status"] == "ended"
+    base = str(request.base_url).rstrip("/")
+    return {
+        "id": batch["id"],
+        "type": "message_batch",
+        "processing_status": batch["status"],
+        "request_counts": batch["counts"],
+        "created_at": _moment(batch["created"]),
+        "expires_at": _moment(batch["created"] + 86_400),
+        "ended_at": _moment(batch["ended"]) if ended else None,
+        "archived_at": None,
+        "cancel_initiated_at": None,
+        "results_url": f"{base}/v1/messages/batches/{batch['id']}/results" if ended else None,
+    }
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,0 +1,87 @@
+"""What the local teacher is told at start: how often it errs, how it misbehaves, where it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cogumi.errors import UsageError, nearest
+
+MODELS = ("deepseek-chat", "llama-3.1-405b-instruct", "gpt-4o-mini", "gpt-4", "claude-sonnet-4")
+"""What ``/v1/models`` lists when no models are named; then every model name is served."""
+
+READY = "local teacher ready at "
+"""What the process prints before its address, once it answers."""
+
+STATUS_FAULTS = ("402", "403", "429", "500", "529")
+TRANSPORT_FAULTS = (*STATUS_FAULTS, "drop", "stall")
+CONTENT_FAULTS = ("truncated", "refusal", "wrong_count", "duplicate", "empty")
+BATCH_FAULTS = ("batch_error", "batch_expire")
+FAULTS = (*TRANSPORT_FAULTS, *CONTENT_FAULTS, *BATCH_FAULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOptions:
+    """Settings of the local teacher; every rate is a probability from 0 to 1."""
+
+    state: Path
+    """Folder that outlives the process: files, batches and the log of answered requests."""
+    error_rate: float = 0.05
+    """Share of questions that are answered wrongly, in domains that ``error_rates`` does not name."""
+    error_rates: Mapping[str, float] = field(default_factory=dict)
+    judge_reject_rate: float = 0.05
+    malformed_rate: float = 0.02
+    """Share of first hard answers, and of first judgements, that break their form."""
+    seed: int = 0
+    latency_ms: float = 0.0
+    batch_delay: float = 0.0
+    """Seconds between the creation of a batch and its processing."""
+    faults: Mapping[str, float] = field(default_factory=dict)
+    stall_seconds: float = 30.0
+    models: Sequence[str] = ()
+    """The only models that exist; none named means that any name is served."""
+    require_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.faults:
+            if name not in FAULTS:
+                raise UsageError(f"--faults: no fault {name!r}{nearest(name, list(FAULTS))}")
+        rates = {
+            "--error-rate": self.error_rate,
+            "--judge-reject-rate": self.judge_reject_rate,
+            "--malformed-rate": self.malformed_rate,
+            **{f"--error-rates {name}": rate for name, rate in self.error_rates.items()},
+            **{f"--faults {name}": rate for name, rate in self.faults.items()},
+        }
+        for name, rate in rates.items():
+            if not 0 <= rate <= 1:
+                raise UsageError(f"{name}: {rate} is no probability; give a number from 0 to 1")
+
+    def arguments(self) -> list[str]:
+        """Return these options as the command line that ``python -m pipeline.local_teacher`` takes."""
+        words = ["--state", str(self.state), "--error-rate", repr(self.error_rate)]
+        words += ["--judge-reject-rate", repr(self.judge_reject_rate)]
+        words += ["--malformed-rate", repr(self.malformed_rate), "--seed", str(self.seed)]
+        words += ["--latency-ms", repr(self.latency_ms), "--batch-delay", repr(self.batch_delay)]
+        words += ["--stall-seconds", repr(self.stall_seconds)]
+        for option, rates in (("--error-rates", self.error_rates), ("--faults", self.faults)):
+            if rates:
+                words += [option, ",".join(f"{name}={rate!r}" for name, rate in rates.items())]
+        if self.models:
+            words += ["--models", ",".join(self.models)]
+        if self.require_key is not None:
+            words += ["--require-key", self.require_key]
+        return words
+
+
+def parse_rates(text: str) -> dict[str, float]:
+    """Read ``name=rate,name=rate``; raises ``UsageError`` naming the part that is not of this form."""
+    rates: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, rate = part.partition("=")
+        try:
+            rates[name.strip()] = float(rate)
+        except ValueError:
+            raise UsageError(f"{part!r} is not of the form name=rate, for example 429=0.1") from None
+    return rates

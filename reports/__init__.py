@@ -1,0 +1,1 @@
+"""One run told as HTML, Markdown and JSON."""

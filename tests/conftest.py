@@ -1,0 +1,63 @@
+"""Fixtures that every test folder shares, and the environment that the tests run in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before any test imports the libraries that read these: no download, no fork warnings, and no more threads
+# than the smallest machine that the tests are meant for has cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the workspace and the database of whoever runs the tests out of them."""
+    for name in ("COGUMI_WORKSPACE", "COGUMI_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace folder that every command of the test uses, also in subprocesses."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    monkeypatch.setenv("COGUMI_WORKSPACE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real inputs: ``COGUMI_DATA``, else ``../shared/data`` beside the repository."""
+    named = os.environ.get("COGUMI_DATA")
+    if named:
+        folder = Path(named)
+        if not folder.is_dir():
+            pytest.fail(f"COGUMI_DATA names no folder: {named}")
+        return folder
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no benchmark data: set COGUMI_DATA or place it at ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The headless browser for tests that look at pages: ``COGUMI_TEST_BROWSER``, else an installed one."""
+    named = os.environ.get("COGUMI_TEST_BROWSER")
+    if named == "none":
+        pytest.skip("COGUMI_TEST_BROWSER is none")
+    for name in [named] if named else ["chromium", "chromium-browser", "google-chrome"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    if named:
+        pytest.fail(f"COGUMI_TEST_BROWSER names no program: {named}")
+    pytest.skip("no browser: install chromium or set COGUMI_TEST_BROWSER")
