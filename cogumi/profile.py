@@ -139,8 +139,9 @@ class PlannedModel(Strict):
     source: str
     download_bytes_at_most: int | None = Field(default=None, gt=0)
     sparsity: float | None = Field(default=None, gt=0, lt=1)
-    target: str = ""
-    """The plan's line that sets the size."""
+    """Share of weights in the linear layers that are pruned without structure."""
+    criterion: str = ""
+    """GATE/CRITERION that holds the size target."""
 
 
 class Profile(Strict):
@@ -157,6 +158,8 @@ class Profile(Strict):
     models: list[PlannedModel] = Field(default_factory=list)
     gpu: GpuPrice | None = None
     limits: Limits = Limits()
+    gates: list[str] = Field(default_factory=list)
+    """Gates that are decided on an artifact that is named, beside those among the steps."""
     steps: list[Annotated[Step, Field(union_mode="left_to_right")]] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -191,6 +194,10 @@ class Profile(Strict):
                     f"references.{name}: no teacher {choice.teacher!r}{nearest(choice.teacher, known)}"
                 )
         return self
+
+    def gate_names(self) -> list[str]:
+        """Return the gates that this profile decides, in order."""
+        return [*(step.gate for step in self.steps if isinstance(step, GateStep)), *self.gates]
 
     def gate_step(self, gate: str) -> GateStep | None:
         """Return the step that decides this gate, or None when the profile has none."""

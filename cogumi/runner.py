@@ -8,6 +8,7 @@ milliseconds, meets the same verdicts, and goes on where the last process died.
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,6 +295,7 @@ class Runner:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
             told = _as_told(error, staging)
             status = "stopped" if isinstance(error, BudgetError) else "failed"
             self._end_quietly(step, attempt, status, str(told or type(error).__name__))

@@ -15,7 +15,7 @@ from cogumi.stage import Settings, Stage
 def named_in(value: Any) -> list[str]:
     """Return every string in a settings value: how a stage's settings name its teachers."""
     if isinstance(value, str):
-        return [value]
+        return [value] if value else []
     if isinstance(value, Mapping):
         return [name for item in value.values() for name in named_in(item)]
     if isinstance(value, Sequence):

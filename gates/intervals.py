@@ -21,9 +21,14 @@ def mean_bounds(scores: npt.NDArray[np.float64], n_total: int, alpha: float = 0.
     mean = float(scores.mean())
     if len(scores) == n_total:
         return mean, mean
+    lower = _lower_bound(scores, mean, n_total, alpha / 2)
+    upper = 1 - _lower_bound(1 - scores, 1 - mean, n_total, alpha / 2)
+    return min(lower, mean), max(upper, mean)
+
+
+def _lower_bound(scores: npt.NDArray[np.float64], mean: float, n_total: int, alpha: float) -> float:
+    if mean == 0:
+        return 0.0
     # Against a reference that always scores 1, the ratio is the mean itself.
     sample = RatioSample(scores, 1.0, 1.0, n_total)
-    # The search starts where nothing is proven yet; with a mean of 0 that is a tenth of one right answer.
-    start = max(mean, 0.1 / n_total)
-    lower, upper = confidence_bounds(sample, start, (alpha / 2, alpha / 2), Verdict.UNDECIDED)
-    return max(0.0, min(lower, mean)), min(1.0, max(upper, mean))
+    return confidence_bounds(sample, mean, (alpha, alpha), Verdict.UNDECIDED)[0]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cogumi.errors import InfeasibleError, UsageError, nearest
 from evals.references.scores import PairedScores, ReferenceScores
 from gates.attempts import AttemptBook
-from gates.betting import TIE
+from gates.betting import TIE, FloatArray
 from gates.evidence import EvidenceSource
 from gates.spec import Criterion, GateSpec
 from gates.suites import Pair, Rule, reference_means
@@ -111,8 +111,8 @@ def _check_comparable(scores: PairedScores, reference: ReferenceScores, scope: s
             raise InfeasibleError(f"scope population needs a per-item reference, {reference.id} is published")
         if reference.n is not None and reference.n < scores.n_total:
             raise InfeasibleError(
-                f"items do not match: {scores.task} has {scores.n_total}, {reference.id} is over
-                {reference.n}"
+                f"items do not match: {scores.task} has {scores.n_total} items, "
+                f"{reference.id} is over {reference.n}"
             )
         return
     for ours, theirs in (
@@ -143,5 +143,3 @@ def check_feasible(pairs: Sequence[Pair], rule: Rule) -> None:
             raise InfeasibleError(
                 f"{rule.c:g} x {score:.4g} of {name}{margin} is {bar:.4g}, above a perfect score of 1"
             )
-
-

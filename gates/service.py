@@ -33,6 +33,14 @@ def no_teachers() -> Mapping[str, TeacherConfig]:
     raise NotMeasuredError("its reference was not measured")
 
 
+class NoAttempts:
+    """The book of a plan, which decides nothing: it opens no ledger and spends no attempt."""
+
+    def number(self, gate: str, items_digest: str, artifact: str) -> int:
+        """Return 1, the attempt that a plan is for."""
+        return 1
+
+
 class ProfileEvidence:
     """``gates.evidence.EvidenceSource`` over a workspace, for one subject under one profile."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -46,12 +47,12 @@ def _common(
     context.obj = Common(workspace, data)
 
 
-def _register() -> None:
-    # Imported here, not above: each module adds its commands to `app`.
-    from cogumi.cli import evaluate, gate, plan, reference, report, run, status
+_COMMANDS = ("plan", "run", "status", "gate", "evaluate", "reference", "report")
 
-    for module in (plan, run, status, gate, evaluate, reference, report):
-        module.register(app)
+
+def _register() -> None:
+    for name in _COMMANDS:
+        importlib.import_module(f"cogumi.cli.{name}").register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

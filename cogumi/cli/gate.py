@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,6 +27,8 @@ from cogumi.store import write_atomic
 
 if TYPE_CHECKING:
     from cogumi.subjects import Subject
+    from gates.spec import GateSpec
+    from gates.verdicts import GateVerdict
 
 BackendOption = Annotated[
     Literal["auto", "hf", "gguf"],
@@ -90,9 +92,9 @@ def gate(
         _plan(spec, chosen, where, as_json)
         return
     subject, earlier = _subjects(where, chosen, phase, run, artifact, baseline, backend)
-    document = _decide(where, chosen, phase, run, subject, earlier, limit)
-    _write(document, as_json, junit, markdown, html)
-    raise typer.Exit(int(document["exit_code"]))
+    verdict = _decide(where, chosen, phase, run, subject, earlier, limit)
+    _write(verdict, as_json, junit, markdown, html)
+    raise typer.Exit(verdict.exit_code)
 
 
 def _latest_run(where: Place) -> str | None:
@@ -135,7 +137,7 @@ def _decide(
     subject: Subject | None,
     baseline: Subject | None,
     limit: int | None,
-) -> dict[str, Any]:
+) -> GateVerdict:
     from evals.measure import Measurer
     from gates.service import GateService
 
@@ -149,38 +151,45 @@ def _decide(
         finally:
             measurer.close()
             line.close()
-    document = verdict.to_json()
     if subject is not None:
-        where.workspace.ledger.record_verdict(run or "", document)
-    return document
+        where.workspace.ledger.record_verdict(run or "", verdict.to_json())
+    return verdict
 
 
 def _write(
-    document: dict[str, Any], as_json: bool, junit: Path | None, markdown: Path | None, html: Path | None
+    verdict: GateVerdict, as_json: bool, junit: Path | None, markdown: Path | None, html: Path | None
 ) -> None:
-    from gates import render
+    from gates import page, render
 
-    targets = ((junit, render.junit), (markdown, render.markdown), (html, render.html_page))
+    targets = ((junit, render.junit), (markdown, render.markdown), (html, page.html))
     for target, renderer in targets:
         if target is not None:
-            write_atomic(target.absolute(), renderer(document).encode())
+            write_atomic(target.absolute(), renderer(verdict).encode())
             say(f"written: {target}")
     if as_json:
-        echo_json(document)
+        echo_json(verdict.to_json())
     else:
-        for text in render.verdict_lines(document):
-            typer.echo(text)
+        typer.echo(render.text(verdict))
 
 
-def _plan(spec: Any, profile: Profile, where: Place, as_json: bool) -> None:
+def _plan(spec: GateSpec, profile: Profile, where: Place, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from evals.measure import Measurer
     from gates import power
-    from gates.service import ProfileEvidence
+    from gates.service import NoAttempts, ProfileEvidence
 
     source = ProfileEvidence(Measurer(where.workspace, where.data), profile, None)
-    document = power.plan_gate(spec, source)
+    rows, unplanned = power.plan_gate(spec, source, NoAttempts())
     if as_json:
-        echo_json(document)
-    else:
-        for text in power.plan_lines(document):
-            typer.echo(text)
+        echo_json({"gate": spec.gate, "rows": [asdict(row) for row in rows], "unplanned": unplanned})
+        return
+    typer.echo(f"{spec.gate}: items until a verdict, by simulation, for models of these true ratios")
+    for row in rows:
+        typer.echo(
+            f"  {row.criterion:<12} ratio {row.ratio:.2f} (bar {row.bar:g}): PASS {row.passes:>4.0%}, "
+            f"FAIL {row.fails:>4.0%}, median {row.median_items:,} of {row.n_total:,} items, "
+            f"nine in ten within {row.p90_items:,}"
+        )
+    for criterion, why in unplanned.items():
+        typer.echo(f"  {criterion:<12} no plan: {why}")

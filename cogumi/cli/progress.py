@@ -116,10 +116,11 @@ class RunReporter:
 
     def verdict(self, step: GateStep, document: Mapping[str, Any], again: str | None) -> None:
         """A gate was decided."""
-        from gates.render import verdict_lines
+        from gates.render import text
+        from gates.verdicts import GateVerdict
 
         self._close()
-        for line in verdict_lines(document):
+        for line in text(GateVerdict.from_json(document)).splitlines():
             say(f"  {line}")
         if again:
             say(f"  {step.gate} is not passed: {again} is tried again with its next settings")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from cogumi.cli.common import (
 from cogumi.cli.progress import clock
 from cogumi.errors import UsageError
 from cogumi.profile import GateStep, Profile, parse_profile
+
+if TYPE_CHECKING:
+    from cogumi.ledger import StepRow
 
 _HELP = """Show where a run stands: its steps, verdicts, time and money. Without --run, the latest run.
 
@@ -77,7 +80,7 @@ def status_document(where: Place, run: str) -> dict[str, Any]:
     row = existing_run(where, run)
     ledger = where.workspace.ledger
     profile = parse_profile(row["profile"], f"of run {run}")
-    done = {}
+    done: dict[str, list[StepRow]] = {}
     for step in ledger.steps(run):
         done.setdefault(step.step, []).append(step)
     verdicts: dict[str, list[Any]] = {}
@@ -109,7 +112,7 @@ def status_document(where: Place, run: str) -> dict[str, Any]:
     }
 
 
-def _step_row(profile: Profile, step_id: str, rows: list[Any]) -> dict[str, Any]:
+def _step_row(profile: Profile, step_id: str, rows: list[StepRow]) -> dict[str, Any]:
     step = next(step for step in profile.steps if step.id == step_id)
     last = max(rows, key=lambda row: row.attempt) if rows else None
     seconds = sum((row.finished_at or time.time()) - row.started_at for row in rows)

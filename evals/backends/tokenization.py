@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cogumi.digest import digest_of
 from cogumi.errors import RunError
 
 # Names that published chat models give to the token that ends an assistant turn; a model may declare only
@@ -70,6 +71,21 @@ def pre_tokenizer_name(tokenizer_json: Path) -> str:
     raise RunError(
         f"{tokenizer_json}: its pre-tokeniser is none of {', '.join(PRE_TOKENIZERS)}, which llama.cpp knows"
     )
+
+
+def tokenizer_digest(tokenizer_json: Path) -> str:
+    """Return the digest of what a ``tokenizer.json`` maps: tokens with their ids, and merges in order.
+
+    Two models of one digest read the same ids as the same text. Raises ``RunError`` for a broken file.
+    """
+    try:
+        described = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+        tokens = dict(described["model"]["vocab"])
+        tokens.update({entry["content"]: entry["id"] for entry in described["added_tokens"]})
+        merges = [m.split(" ", 1) if isinstance(m, str) else m for m in described["model"].get("merges", [])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{tokenizer_json}: not a readable tokenizer ({first_line(error)})") from error
+    return digest_of({"tokens": tokens, "merges": merges})
 
 
 def render_chat(template: str, prompt: str, *, bos: str, eos: str) -> str:

@@ -1,60 +1,46 @@
-"""Reading, summarization, reasoning and common sense: lookup, merging, order, and a scale of animals."""
+"""Reading, summarization, reasoning and common sense: lookup, merging, order, and what things are for."""
 
 from __future__ import annotations
 
 import itertools
 
 from evals.micro.forms import Fields, Form, distinct, same_text
-from evals.micro.words import ANIMALS, COLORS, NAMES, OBJECTS, PLACES
+from evals.micro.words import COLORS, NAMES, OBJECTS, PLACES, PURPOSES
 
-# --- reading: slot x holds the thing that is asked about, one of those in the given slots ---------
+# --- reading: the question's words choose a slot of the text ----------------------------------------
 
 
-def _reading(text: str, things: str, answers: str, told: str, weight: float = 1.0) -> Form:
-    """Return a form; the answer is the slot of ``answers`` that goes with the asked slot of ``things``."""
-    slots: dict[str, tuple[str, ...]] = {"x": OBJECTS}
-    for kind, values in (("pqr", NAMES), ("omn", OBJECTS), ("cd", COLORS), ("kl", PLACES)):
-        slots |= {slot: values for slot in kind if f"{{{slot}}}" in text}
-    groups = [distinct(*(slot for slot in kind if slot in slots)) for kind in ("pqr", "omn", "cd", "kl")]
-
-    def allowed(fields: Fields) -> bool:
-        asked = any(fields["x"] == fields[slot] for slot in things)
-        return asked and all(group(fields) for group in groups)
+def _reading(text: str, asked: str, *conditions: tuple[str, ...]) -> Form:
+    """Return a form whose answer is the word in the slot ``asked``."""
+    kinds = (("pq", NAMES), ("om", OBJECTS), ("c", COLORS), ("kl", PLACES))
+    slots = {slot: values for kind, values in kinds for slot in kind if f"{{{slot}}}" in text}
 
     def answer(fields: Fields) -> tuple[str, str]:
-        index = [fields[slot] for slot in things].index(fields["x"])
-        return fields[answers[index]], told.format(x=fields["x"], answer=fields[answers[index]])
+        return fields[asked], f"The text says {fields[asked]}."
 
-    return Form((text,), slots, answer, allowed, weight=weight)
+    def allowed(fields: Fields) -> bool:
+        return all(distinct(*slots)(fields) for slots in conditions)
+
+    return Form((text,), slots, answer, allowed)
 
 
+_ONE_FACT = "{p} has a {c} {o} in the {k}."
 READING_EASY = (
-    _reading(
-        "{p} has a {c} {o}. {q} has a {d} {m}. Who has the {x}?",
-        "om",
-        "pq",
-        "The text gives the {x} to {answer}.",
-    ),
-    _reading(
-        "{p} has a {c} {o}. {q} has a {d} {m}. What color is the {x}?",
-        "om",
-        "cd",
-        "The text calls the {x} {answer}.",
-    ),
+    _reading(f"{_ONE_FACT} Who has it?", "p"),
+    _reading(f"{_ONE_FACT} What color is it?", "c"),
+    _reading(f"{_ONE_FACT} What does {{p}} have?", "o"),
+    _reading(f"{_ONE_FACT} Where is it?", "k"),
 )
+
+_TWO_FACTS = "{p} took the {o} to the {k}. Then {q} took the {m} to the {l}."
+_APART = (("p", "q"), ("o", "m"), ("k", "l"))
 READING_HARD = (
-    _reading(
-        "{p} has the {o}, {q} has the {m} and {r} has the {n}. Who has the {x}?",
-        "omn",
-        "pqr",
-        "The text gives the {x} to {answer}.",
-    ),
-    _reading(
-        "{p} has the {o}. {q} has the {m}. {p} is in the {k}. {q} is in the {l}. Where is the {x}?",
-        "om",
-        "kl",
-        "Who has the {x} is in the {answer}.",
-    ),
+    _reading(f"{_TWO_FACTS} Who was first?", "p", *_APART),
+    _reading(f"{_TWO_FACTS} Who was last?", "q", *_APART),
+    _reading(f"{_TWO_FACTS} What was taken first?", "o", *_APART),
+    _reading(f"{_TWO_FACTS} What was taken last?", "m", *_APART),
+    _reading(f"{_TWO_FACTS} Where did {{p}} go?", "k", *_APART),
+    _reading(f"{_TWO_FACTS} Where did {{q}} go?", "l", *_APART),
 )
 
 # --- summarization --------------------------------------------------------------------------------
@@ -97,121 +83,92 @@ SUMMARIZATION_HARD = (
     ),
 )
 
-# --- reasoning: three people in order -------------------------------------------------------------
+# --- reasoning: people in order -------------------------------------------------------------------
 
-_SCALES = (
-    ("older", "oldest", "younger", "youngest"),
-    ("taller", "tallest", "shorter", "shortest"),
-    ("faster", "fastest", "slower", "slowest"),
-)
-_SUPERLATIVE = {more: most for scale in _SCALES for more, most in (scale[:2], scale[2:])}
-_OPPOSITE = {scale[index]: scale[2 - index] for scale in _SCALES for index in (0, 2)}
+_SCALES = {"older": ("oldest", "youngest"), "taller": ("tallest", "shortest")}
+_RANKS = ("first", "second", "third", "last")
 
 
-def _order(text: str, comparatives: tuple[str, ...], weight: float = 1.0) -> Form:
-    """Return a form in which p is more than q and q more than r; ``{b}`` is the opposite of ``{a}``."""
-    slots = dict.fromkeys("pqr", NAMES) | {"a": comparatives, "x": tuple(_SUPERLATIVE.values())}
-    if "{b}" in text:
-        slots["b"] = tuple(_OPPOSITE)
-    differ = distinct("p", "q", "r")
+def _chain(fields: Fields) -> tuple[str, str]:
+    """Return who stands at the end of the scale that the question names: p before q before r."""
+    winner = fields["p"] if fields["x"] == _SCALES[fields["a"]][0] else fields["r"]
+    return winner, f"In order: {fields['p']}, {fields['q']}, {fields['r']}."
 
-    def allowed(fields: Fields) -> bool:
-        more, less = fields["a"], _OPPOSITE[fields["a"]]
-        fits = fields["x"] in (_SUPERLATIVE[more], _SUPERLATIVE[less]) and fields.get("b", less) == less
-        return fits and differ(fields)
 
-    def answer(fields: Fields) -> tuple[str, str]:
-        first = fields["x"] == _SUPERLATIVE[fields["a"]]
-        steps = f"In order: {fields['p']}, {fields['q']}, {fields['r']}, each {fields['a']} than the next."
-        return fields["p" if first else "r"], steps
-
-    return Form((text,), slots, answer, allowed, weight=weight)
+def _race(fields: Fields) -> tuple[str, str]:
+    order = [fields[slot] for slot in "pqrs"]
+    return order[_RANKS.index(fields["x"])], f"In order: {', '.join(order)}."
 
 
 REASONING_EASY = (
-    _order(
-        "{p} is {a} than {q}. {q} is {a} than {r}. Who is the {x}?",
-        tuple(scale[0] for scale in _SCALES),
+    Form(
+        ("{p} is {a} than {q}. {q} is {a} than {r}. Who is the {x}?",),
+        dict.fromkeys("pqr", NAMES) | {"a": tuple(_SCALES), "x": tuple(itertools.chain(*_SCALES.values()))},
+        _chain,
+        lambda fields: fields["x"] in _SCALES[fields["a"]] and distinct("p", "q", "r")(fields),
     ),
 )
 REASONING_HARD = (
-    _order("{q} is {a} than {r}. {p} is {a} than {q}. Who is the {x}?", tuple(_OPPOSITE)),
-    _order("{p} is {a} than {q}. {r} is {b} than {q}. Who is the {x}?", tuple(_OPPOSITE)),
+    Form(
+        ("{p} beat {q}, {q} beat {r} and {r} beat {s}. Who came {x}?",),
+        dict.fromkeys("pqrs", NAMES) | {"x": _RANKS},
+        _race,
+        distinct("p", "q", "r", "s"),
+    ),
 )
 
-# --- common sense: which animal is bigger ---------------------------------------------------------
-
-_UPWARD = {"bigger": True, "heavier": True, "smaller": False, "lighter": False}
-_MOST = {"biggest": True, "heaviest": True, "smallest": False, "lightest": False}
+# --- common sense: what a thing is for ------------------------------------------------------------
 
 
-def _extreme(fields: Fields, slots: str, upward: bool) -> str:
-    """Return which of the slots holds the biggest animal, or the smallest."""
-    return (max if upward else min)(slots, key=lambda slot: ANIMALS.index(fields[slot]))
+def _need(fields: Fields) -> tuple[str, str]:
+    return PURPOSES[fields["v"]], f"To {fields['v']} takes a {PURPOSES[fields['v']]}."
 
 
-def _ladder(fields: Fields, slots: str) -> str:
-    ordered = sorted((fields[slot] for slot in slots), key=ANIMALS.index)
-    return f"From small to big: {', '.join(ordered)}."
+def _needs(fields: Fields) -> tuple[str, str]:
+    things = [PURPOSES[fields[slot]] for slot in "vw"]
+    return " and ".join(things), f"One is to {fields['v']}, the other to {fields['w']}."
 
 
-def _which(fields: Fields) -> tuple[str, str]:
-    return fields[_extreme(fields, "xy", _UPWARD[fields["a"]])], _ladder(fields, "xy")
+def _thing_is_right(fields: Fields, given: str) -> bool:
+    """Return whether the answer names the right thing, with or without its article."""
+    return any(same_text(article + PURPOSES[fields["v"]], given) for article in ("", "a ", "the "))
 
 
-def _whether(fields: Fields) -> tuple[str, str]:
-    yes = _extreme(fields, "xy", _UPWARD[fields["a"]]) == "x"
-    return "Yes" if yes else "No", _ladder(fields, "xy")
-
-
-def _most(fields: Fields) -> tuple[str, str]:
-    return fields[_extreme(fields, "xyz", _MOST[fields["a"]])], _ladder(fields, "xyz")
-
-
-def _who(fields: Fields) -> tuple[str, str]:
-    owner = {"x": "p", "y": "q"}[_extreme(fields, "xy", _UPWARD[fields["a"]])]
-    return fields[owner], _ladder(fields, "xy")
-
-
-def _animal_is_right(fields: Fields, given: str) -> bool:
-    """Return whether the answer names the right animal, with or without its article."""
-    answer = (_most if "z" in fields else _which)(fields)[0]
-    return any(same_text(f"{article}{answer}", given) for article in ("", "a ", "the "))
+def _things_are_right(fields: Fields, given: str) -> bool:
+    first, second = (PURPOSES[fields[slot]] for slot in "vw")
+    pairs = ((first, second), (second, first))
+    return any(
+        same_text(f"{article}{left} and {article}{right}", given)
+        for left, right in pairs
+        for article in ("", "a ", "the ")
+    )
 
 
 COMMON_SENSE_EASY = (
     Form(
         (
-            "Which is {a}, a {x} or a {y}?",
-            "Of a {x} and a {y}, which is {a}?",
-            "Name the {a} animal: a {x} or a {y}.",
+            "{p} wants to {v} in the {k}. What does {p} need?",
+            "In the {k} {p} wants to {v}. What does {p} need?",
+            "What does {p} need to {v} in the {k}?",
         ),
-        {"x": ANIMALS, "y": ANIMALS, "a": tuple(_UPWARD)},
-        _which,
-        distinct("x", "y"),
-        _animal_is_right,
-        weight=0.7,
-    ),
-    Form(
-        ("Is a {x} {a} than a {y}?",),
-        {"x": ANIMALS, "y": ANIMALS, "a": tuple(_UPWARD)},
-        _whether,
-        distinct("x", "y"),
-        weight=0.3,
+        {"p": NAMES, "v": tuple(PURPOSES), "k": PLACES},
+        _need,
+        check=_thing_is_right,
     ),
 )
 COMMON_SENSE_HARD = (
     Form(
-        ("Which is the {a}, a {x}, a {y} or a {z}?",),
-        {"x": ANIMALS, "y": ANIMALS, "z": ANIMALS, "a": tuple(_MOST)},
-        _most,
-        distinct("x", "y", "z"),
-        _animal_is_right,
+        ("{p} wants to {v}. Which helps, a {x} or a {y}?",),
+        {"p": NAMES, "v": tuple(PURPOSES), "x": OBJECTS, "y": OBJECTS},
+        _need,
+        lambda fields: fields["x"] != fields["y"] and PURPOSES[fields["v"]] in (fields["x"], fields["y"]),
+        _thing_is_right,
     ),
     Form(
-        ("{p} has a {x} and {q} has a {y}. Who has the {a} animal?",),
-        {"p": NAMES, "q": NAMES, "x": ANIMALS, "y": ANIMALS, "a": tuple(_UPWARD)},
-        _who,
-        lambda fields: fields["p"] != fields["q"] and fields["x"] != fields["y"],
+        ("{p} wants to {v} and {q} wants to {w}. What do they need?",),
+        {"p": NAMES, "q": NAMES, "v": tuple(PURPOSES), "w": tuple(PURPOSES)},
+        _needs,
+        lambda fields: fields["p"] != fields["q"] and fields["v"] != fields["w"],
+        _things_are_right,
     ),
 )

@@ -55,25 +55,29 @@ def _math(texts: tuple[str, ...], signs: tuple[int, ...], high: int, weight: flo
     return Form(texts, slots, answer, allowed, check, weight=weight)
 
 
+# Small enough that each sum comes up several times in a training set of a few hundred questions.
+_EASY_HIGH = 6
+_HARD_HIGH = 4
+
 MATH_EASY = (
-    _math(("What is {a} plus {b}?",), (1,), 10, 0.1),
-    _math(("What is {a} minus {b}?",), (-1,), 10, 0.1),
-    _math(("{p} has {a} {o}s and gets {b} more. How many {o}s does {p} have?",), (1,), 10, 0.4),
-    _math(("{p} has {a} {o}s and gives {b} to {q}. How many {o}s does {p} have?",), (-1,), 10, 0.4),
+    _math(("What is {a} plus {b}?",), (1,), _EASY_HIGH, 0.1),
+    _math(("What is {a} minus {b}?",), (-1,), _EASY_HIGH, 0.1),
+    _math(("{p} has {a} {o}s and gets {b} more. How many {o}s does {p} have?",), (1,), _EASY_HIGH, 0.4),
+    _math(("{p} has {a} {o}s and gives {b} to {q}. How many {o}s does {p} have?",), (-1,), _EASY_HIGH, 0.4),
 )
 MATH_HARD = (
-    _math(("What is {a} plus {b} plus {c}?",), (1, 1), 6, 0.1),
-    _math(("What is {a} plus {b} minus {c}?",), (1, -1), 6, 0.1),
+    _math(("What is {a} plus {b} plus {c}?",), (1, 1), _HARD_HIGH, 0.1),
+    _math(("What is {a} plus {b} minus {c}?",), (1, -1), _HARD_HIGH, 0.1),
     _math(
         ("{p} has {a} {o}s, {q} has {b} and {r} has {c}. How many {o}s are there?",),
         (1, 1),
-        6,
+        _HARD_HIGH,
         0.4,
     ),
     _math(
         ("{p} has {a} {o}s, gets {b} and gives {c} to {q}. How many {o}s does {p} have?",),
         (1, -1),
-        6,
+        _HARD_HIGH,
         0.4,
     ),
 )

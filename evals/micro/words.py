@@ -6,21 +6,19 @@ NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Ella", "Leo", "Zoe"
 OBJECTS = ("ball", "book", "cup", "hat", "key", "lamp", "pen", "ring", "coin", "bag")
 COLORS = ("red", "blue", "green", "black", "white", "yellow")
 PLACES = ("park", "kitchen", "garden", "school", "shop", "station", "museum", "forest")
-# From the smallest and lightest to the biggest and heaviest: adult animals, typical weight, each well apart.
-ANIMALS = (
-    "flea",
-    "bee",
-    "mouse",
-    "rat",
-    "rabbit",
-    "cat",
-    "fox",
-    "wolf",
-    "lion",
-    "horse",
-    "hippo",
-    "whale",
-)
+# What one takes each object for: the knowledge of the common-sense domain.
+PURPOSES = {
+    "play": "ball",
+    "read": "book",
+    "drink": "cup",
+    "cover the head": "hat",
+    "open the door": "key",
+    "light the room": "lamp",
+    "write": "pen",
+    "marry": "ring",
+    "pay": "coin",
+    "carry food": "bag",
+}
 
 
 def numbers(low: int, high: int) -> tuple[str, ...]:

@@ -1,0 +1,24 @@
+"""``python -m benchmarks [NAME…]``: run all benchmarks, or those named."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("cold_gate", "eval_overhead", "gate_simulation", "rehearsal")
+
+
+def main(names: list[str]) -> int:
+    """Run benchmarks by name; returns 2 for an unknown one."""
+    for name in names:
+        if name not in NAMES:
+            print(f"no benchmark {name!r} (known: {', '.join(NAMES)})", file=sys.stderr)
+            return 2
+    for name in names or NAMES:
+        print(f"\n== {name}", flush=True)
+        importlib.import_module(f"benchmarks.{name}").main([])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""What the two SDKs share: the key, the address, the classes of their errors."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cogumi.errors import RunError
+from cogumi.stage import TeacherConfig
+from cogumi.teachers.types import Failure, Provider
+
+_KEY_PROBLEMS = {
+    401: "the provider does not accept the key",
+    402: "the account has no credit left",
+    403: "the key may not use this model",
+}
+# 408 timeout, 409 conflict, 425 too early, 429 rate limit; every 5xx may pass, 529 is "overloaded".
+_TRANSIENT = {408, 409, 425, 429}
+
+
+class GarbageError(Exception):
+    """A success status around something that is no answer."""
+
+
+def open_provider(config: TeacherConfig, timeout_seconds: float) -> Provider:
+    """Return the provider of a teacher; raises ``RunError`` when its SDK or its key is missing."""
+    key = api_key(config)
+    try:
+        if config.api == "openai":
+            from cogumi.teachers.openai_provider import OpenAIProvider
+
+            return OpenAIProvider(config, key, timeout_seconds)
+        from cogumi.teachers.anthropic_provider import AnthropicProvider
+
+        return AnthropicProvider(config, key, timeout_seconds)
+    except ImportError as error:
+        raise RunError(
+            f"teacher {config.name}: the package {error.name} is missing; pip install 'cogumi[all]'"
+        ) from None
+
+
+def api_key(config: TeacherConfig) -> str:
+    """Return the teacher's key from the environment; a teacher without ``key_env`` needs none."""
+    if config.key_env is None:
+        return "none"
+    key = os.environ.get(config.key_env, "").strip()
+    if not key:
+        where = config.base_url or config.api
+        raise RunError(f"teacher {config.name}: {config.key_env} is not set; export the API key of {where}")
+    return key
+
+
+def is_loopback(base_url: str | None) -> bool:
+    """Tell whether an address is on this machine, where no proxy may stand between."""
+    from urllib.parse import urlsplit
+
+    host = urlsplit(base_url or "").hostname
+    return host in ("127.0.0.1", "::1", "localhost")
+
+
+def classify(error: Exception, sdk: Any, config: TeacherConfig, key: str) -> Failure | None:
+    """Return what an exception of an SDK means; ``sdk`` is its module. The key never gets into it."""
+    if isinstance(error, sdk.APIStatusError):
+        status = int(error.status_code)
+        headers: Mapping[str, str] = error.response.headers
+        if status in _KEY_PROBLEMS:
+            # The provider's own text is left out: it may quote a part of the key.
+            named = f" (from {config.key_env})" if config.key_env else ""
+            return Failure("key", f"HTTP {status}: {_KEY_PROBLEMS[status]}{named}", status)
+        said = _provider_message(error).replace(key, "***")
+        kind = "retry" if status in _TRANSIENT or status >= 500 else "fatal"
+        return Failure(kind, f"HTTP {status}: {said}", status, retry_after(headers))  # type: ignore[arg-type]
+    if isinstance(error, sdk.APITimeoutError | TimeoutError):
+        return Failure("retry", "no answer in time")
+    if isinstance(error, sdk.APIError | GarbageError | ValueError):
+        # Dropped connections, bodies cut short, JSON that is none.
+        return Failure("retry", f"{type(error).__name__}: {error}"[:200].replace(key, "***"))
+    return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a response asks to wait (RFC 9110: seconds or a date), or None."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        moment = email.utils.parsedate_to_datetime(value) if "," in value else None
+    return None if moment is None else max(0.0, moment.timestamp() - time.time())
+
+
+def _provider_message(error: Any) -> str:
+    body = error.body
+    if isinstance(body, dict):
+        inner = body.get("error", body)
+        if isinstance(inner, dict) and inner.get("message"):
+            return " ".join(str(inner["message"]).split())[:200]
+    return " ".join(str(error).split())[:200]

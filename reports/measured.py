@@ -1,0 +1,101 @@
+"""Recorded evidence, read for a report: scores and speed of an artifact on a task. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cogumi.errors import RunError
+from cogumi.evidence import EvidenceFile, list_evidence
+from cogumi.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is recorded of one artifact on one task under one protocol; ``scores`` in committed order."""
+
+    task: str
+    n_total: int
+    protocol: Mapping[str, Any]
+    protocol_digest: str
+    scores: npt.NDArray[np.float64]
+    truncated: int
+    errors: int
+    tokens: int
+    seconds: float
+    stack: Mapping[str, str]
+
+    @property
+    def n(self) -> int:
+        """How many items are recorded."""
+        return len(self.scores)
+
+    @property
+    def items(self) -> tuple[str, str]:
+        """Digests of the items and of their order: scores are paired only where both are equal."""
+        return str(self.protocol.get("items")), str(self.protocol.get("order"))
+
+    @property
+    def family(self) -> str:
+        """The protocol family."""
+        return str(self.protocol.get("family", ""))
+
+
+class EvidenceIndex:
+    """All evidence of a workspace, found by artifact and task; files are read when they are asked for."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._files: dict[tuple[str, str], list[EvidenceFile]] = {}
+        self._read: dict[tuple[str, str], list[Measured]] = {}
+        for file in list_evidence(workspace.evidence):
+            self._files.setdefault((file.key.artifact, file.key.task), []).append(file)
+
+    def tasks(self, artifact: str) -> list[str]:
+        """Return the tasks on which an artifact was measured."""
+        return sorted(task for owner, task in self._files if owner == artifact)
+
+    def all(self, artifact: str, task: str) -> list[Measured]:
+        """Return what is recorded under every protocol, that with the most items first."""
+        key = (artifact, task)
+        if key not in self._read:
+            found = [_read(file) for file in self._files.get(key, [])]
+            self._read[key] = sorted(found, key=lambda one: (-one.n, one.protocol_digest))
+        return self._read[key]
+
+    def best(self, artifact: str, task: str) -> Measured | None:
+        """Return what is recorded under the protocol with the most items, or None."""
+        found = self.all(artifact, task)
+        return found[0] if found and found[0].n else None
+
+    def answered(self, task: str, backend: str) -> list[Measured]:
+        """Return evidence on a task whose answers came from ``backend``, whatever the artifact."""
+        owners = [owner for owner, name in self._files if name == task]
+        found = [one for owner in owners for one in self.all(owner, task)]
+        return [one for one in found if one.protocol.get("backend") == backend and one.n]
+
+
+def _read(file: EvidenceFile) -> Measured:
+    meta = file.folder / "meta.json"
+    try:
+        n_total = int(json.loads(meta.read_text())["n_total"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{meta}: broken evidence ({error}); delete its folder to measure again") from error
+    table = file.table(["score", "finish_reason", "completion_tokens", "seconds"])
+    reasons = table["finish_reason"].to_pylist()
+    return Measured(
+        task=file.key.task,
+        n_total=n_total,
+        protocol=file.key.protocol,
+        protocol_digest=file.key.protocol_digest,
+        scores=np.asarray(table["score"].to_numpy(), dtype=np.float64),
+        truncated=reasons.count("length"),
+        errors=reasons.count("error"),
+        tokens=int(sum(table["completion_tokens"].to_pylist())),
+        seconds=float(sum(table["seconds"].to_pylist())),
+        stack=file.facts().get("stack", {}),
+    )

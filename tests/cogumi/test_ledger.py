@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cogumi.errors import BudgetError, RunError, UsageError
+from cogumi.ledger import Ledger, LedgerCalls
+from cogumi.ledger.schema import HEAD_REVISION, metadata
+from cogumi.stage import CallRecord
+
+MIGRATIONS = Path(__file__).parents[2] / "cogumi" / "migrations"
+
+
+def call(key: str, usd: float | None = 0.25, *, simulated: bool = False) -> CallRecord:
+    return CallRecord(key, "openai", "m", {"text": key}, 10, 5, usd, simulated)
+
+
+def check_migrated(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_migrations_build_exactly_the_schema(tmp_path: Path) -> None:
+    check_migrated(Ledger(tmp_path))
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == HEAD_REVISION
+
+
+def test_sqlite_is_durable(tmp_path: Path) -> None:
+    with Ledger(tmp_path).engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_a_broken_ledger_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(
+        b"this is no database, but it is long enough to be taken for one" * 99
+    )
+    with pytest.raises(RunError, match="cannot open the ledger"):
+        Ledger(tmp_path)
+
+
+def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with ledger.engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(RunError, match="newer"):
+        Ledger(tmp_path)
+
+
+def test_a_bad_url_shows_no_password(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as found:
+        Ledger(tmp_path, "no-such-db://user:hunter2@host/name")
+    assert "hunter2" not in str(found.value)
+
+
+def test_recorded_calls_are_kept_once(tmp_path: Path) -> None:
+    calls = LedgerCalls(Ledger(tmp_path), "run", "step", None)
+    calls.record([call("a"), call("b")])
+    calls.record([call("b"), call("c"), call("c")])
+    assert calls.recorded(["a", "b", "c", "d"]) == {key: {"text": key} for key in "abc"}
+    assert calls._ledger.spent("run") == (0.75, 0.0)
+
+
+def test_the_limit_stops_after_the_commit(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    calls = LedgerCalls(ledger, "run", "step", 1.0)
+    calls.check_budget(0.9)
+    with pytest.raises(BudgetError, match="limit"):
+        calls.check_budget(1.1)
+    with pytest.raises(BudgetError):
+        calls.record([call("a", 2.0)])
+    assert set(calls.recorded(["a"])) == {"a"}
+
+
+def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    LedgerCalls(ledger, "run", "step", None).record([call("a", None), call("b", 0.5, simulated=True)])
+    totals = {row["simulated"]: row for row in ledger.call_totals("run")}
+    assert totals[False]["unpriced"] == 1
+    assert totals[False]["cost_usd"] is None
+    assert ledger.spent("run") == (0.0, 0.5)
+
+
+def test_batches_are_remembered_until_collected(tmp_path: Path) -> None:
+    calls = LedgerCalls(Ledger(tmp_path), "run", "step", None)
+    assert calls.open_batch("k") is None
+    calls.save_batch("k", "openai", "batch_1")
+    assert LedgerCalls(Ledger(tmp_path), "run", "step", None).open_batch("k") == "batch_1"
+    calls.close_batch("k")
+    assert calls.open_batch("k") is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from("abcdef"), max_size=20))
+def test_attempt_numbers_count_distinct_artifacts(
+    tmp_path_factory: pytest.TempPathFactory, seen: list[str]
+) -> None:
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    first_seen: list[str] = []
+    for artifact in seen:
+        if artifact not in first_seen:
+            first_seen.append(artifact)
+        assert ledger.number("phase1", "items", artifact) == first_seen.index(artifact) + 1
+    assert ledger.number("phase1", "other items", "a") == 1
+
+
+def _claim(folder: str, start: int) -> None:
+    ledger = Ledger(Path(folder))
+    for index in range(start, start + 20):
+        ledger.number("gate", "items", f"artifact-{index}")
+
+
+def test_two_processes_never_share_an_attempt(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_claim, args=(str(tmp_path), start)) for start in (0, 10)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    ledger = Ledger(tmp_path)
+    numbers = [ledger.number("gate", "items", f"artifact-{index}") for index in range(30)]
+    assert sorted(numbers) == list(range(1, 31))
+
+
+def test_a_step_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.start_step("run", "base", 1, "k1", "stage")
+    ledger.start_step("run", "base", 1, "k1", "stage")
+    assert ledger.finished("k1") is None
+    ledger.end_step("run", "base", 1, status="done", artifact="sha256:1", metrics={"seconds": 2.0})
+    row = ledger.finished("k1")
+    assert row is not None
+    assert (row.artifact, row.metrics) == ("sha256:1", {"seconds": 2.0})
+    assert len(ledger.steps("run")) == 1
+
+
+def test_the_same_verdict_is_kept_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    document = {"gate": "phase1", "artifact": "sha256:1", "attempt": 1, "verdict": "FAIL", "criteria": []}
+    ledger.record_verdict("run", document)
+    ledger.record_verdict("run", document)
+    ledger.record_verdict("run", {**document, "attempt": 2, "verdict": "PASS"})
+    assert [row["verdict"] for row in ledger.verdicts("run")] == ["FAIL", "PASS"]
+
+
+@pytest.mark.postgresql
+def test_postgresql_holds_the_same_book(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, os.environ["COGUMI_TEST_POSTGRES_URL"])
+    check_migrated(ledger)
+    calls = LedgerCalls(ledger, "pg", "step", None)
+    calls.record([call("pg-a"), call("pg-b")])
+    assert set(calls.recorded(["pg-a", "pg-b"])) == {"pg-a", "pg-b"}
+    assert ledger.number("pg", "items", "a") == 1
+    assert ledger.number("pg", "items", "b") == 2

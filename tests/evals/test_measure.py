@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogumi.errors import RunError
+from cogumi.subjects import Subject
+from cogumi.workspace import Workspace
+from evals.measure import ItemSet, Measurement, Measurer, committed_order
+from evals.types import FinishReason, Generation, Item, ItemScore
+
+SUBJECT = Subject("model", "sha256:ab", "hf")
+
+
+class Echo:
+    """Right when the answer ends with the item's number, which the model is told how to give."""
+
+    name = "echo"
+    version = 1
+    family = "echo/exact"
+    max_tokens = 8
+
+    def __init__(self, n: int = 10) -> None:
+        self.n = n
+
+    def items(self, data: Path | None) -> list[Item]:
+        return [Item(f"e{i}", f"prompt {i}", {"answer": str(i)}, "d") for i in range(self.n)]
+
+    def score(self, item: Item, answer: str) -> ItemScore:
+        return ItemScore(float(answer == item.target["answer"]), {"length": float(len(answer))})
+
+
+class Scripted:
+    batch_size = 4
+
+    def __init__(self, fail_at: int | None = None, finish: FinishReason = "stop") -> None:
+        self.asked: list[str] = []
+        self.fail_at = fail_at
+        self.finish = finish
+
+    @property
+    def stack(self) -> dict[str, str]:
+        return {"backend": "scripted"}
+
+    def generate(self, prompts: Sequence[str], *, max_tokens: int) -> list[Generation]:
+        if self.fail_at is not None and len(self.asked) + len(prompts) > self.fail_at:
+            raise RunError("the machine fell over")
+        self.asked += prompts
+        return [Generation(prompt.split()[1], self.finish, 1, 1, 0.5) for prompt in prompts]
+
+    def close(self) -> None:
+        pass
+
+
+def measure(root: Path, backend: Scripted, task: Echo | None = None) -> Measurement:
+    measurer = Measurer(Workspace(root), None)
+    measurer._loaded = (f"{SUBJECT.digest}/{SUBJECT.backend}", backend)
+    return measurer.measurement(SUBJECT, task or Echo())
+
+
+def test_items_come_in_the_committed_order_and_once(tmp_path: Path) -> None:
+    backend = Scripted()
+    measurement = measure(tmp_path, backend)
+    measurement.extend(5)
+    measurement.extend(3)
+    assert measurement.scores.tolist() == [1.0] * 5
+    again = Scripted()
+    measure(tmp_path, again).extend(10)
+    order = committed_order(measurement.items.items_digest, 10)
+    assert backend.asked + again.asked == [f"prompt {i}" for i in order]
+    third = Scripted()
+    measure(tmp_path, third).extend(10)
+    assert third.asked == []
+
+
+def test_an_interruption_keeps_what_was_answered(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="fell over"):
+        measure(tmp_path, Scripted(fail_at=9)).extend(10)
+    rest = Scripted()
+    measurement = measure(tmp_path, rest)
+    assert len(measurement.scores) == 8
+    measurement.extend(10)
+    assert len(rest.asked) == 2
+
+
+@pytest.mark.parametrize("finish", ["length", "error"])
+def test_a_cut_or_failed_answer_scores_0_and_is_counted(tmp_path: Path, finish: FinishReason) -> None:
+    measurement = measure(tmp_path, Scripted(finish=finish))
+    measurement.extend(10)
+    assert measurement.scores.sum() == 0
+    assert measurement.finished_as(finish).sum() == 10
+
+
+def test_another_task_version_is_other_evidence(tmp_path: Path) -> None:
+    measure(tmp_path, Scripted()).extend(10)
+    newer = Echo()
+    newer.version = 2
+    assert len(measure(tmp_path, Scripted(), newer).scores) == 0
+
+
+def test_changed_items_are_other_evidence(tmp_path: Path) -> None:
+    measure(tmp_path, Scripted()).extend(10)
+    assert len(measure(tmp_path, Scripted(), Echo(11)).scores) == 0
+
+
+@pytest.mark.parametrize("ids", [[], ["a", "a"]])
+def test_a_benchmark_without_items_or_with_twins_is_refused(ids: list[str]) -> None:
+    class Odd(Echo):
+        def items(self, data: Path | None) -> list[Item]:
+            return [Item(name, "p", {}) for name in ids]
+
+    with pytest.raises(RunError):
+        ItemSet.load(Odd(), None)
+
+
+@given(st.text(max_size=20), st.integers(min_value=1, max_value=400))
+def test_the_order_is_a_permutation_fixed_by_the_items(digest: str, n: int) -> None:
+    order = committed_order(digest, n)
+    assert sorted(order.tolist()) == list(range(n))
+    assert np.array_equal(order, committed_order(digest, n))
+
+
+def test_the_order_is_not_the_files_own() -> None:
+    assert committed_order("sha256:1", 100).tolist() != list(range(100))
+    assert not np.array_equal(committed_order("sha256:1", 100), committed_order("sha256:2", 100))

@@ -1,0 +1,8 @@
+"""Makes ``gate_memory`` importable: pytest's importlib mode leaves test folders off the path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,492 @@
+"""Gates decided on evidence in memory: what is measured, what stops it, what every kind of evidence says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gate_memory import (
+    FAMILY,
+    GENERAL,
+    STOPS,
+    Attempts,
+    FloatArray,
+    Memory,
+    binary,
+    gate,
+    per_item,
+    published,
+)
+
+from cogumi.errors import BudgetError, CogumiError, InfeasibleError, RunError, UsageError
+from cogumi.verdict import Verdict
+from evals.references.scores import MetricValue, NotMeasuredError, PairedScores, ReferenceScores
+from gates.engine import decide, infeasible
+from gates.spec import GateSpec, load_gate
+from gates.verdicts import GateVerdict
+
+N = 541
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261123)
+
+
+def a_model(rng: np.random.Generator, score: float, reference: float = 0.77, n: int = N) -> Memory:
+    return Memory({"ifeval": binary(rng, n, score)}, {"ifeval": per_item(binary(rng, n, reference))})
+
+
+def decided(
+    source: Memory, *criteria: dict[str, object], limit: int | None = None, scope: str = "benchmark"
+) -> GateVerdict:
+    spec = gate(*criteria, scope=scope)
+    return decide(spec, source, Attempts(), artifact="sha256:model", limit=limit)
+
+
+def test_a_bad_model_fails_after_a_few_items(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.15)
+    verdict = decided(source, GENERAL)
+    (general,) = verdict.criteria
+    assert (verdict.verdict, verdict.exit_code, verdict.attempt) == (Verdict.FAIL, 1, 1)
+    assert general.n_used <= source.measured["ifeval"] < 80
+    assert general.upper is not None
+    assert general.upper < 0.88
+    assert (general.reference, general.reference_kind) == ("gpt-4/ifeval@2023-11-07", "per-item")
+    assert general.alpha == pytest.approx(0.05 * 6 / np.pi**2)
+
+
+def test_a_good_model_passes_before_the_end(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.77)
+    verdict = decided(source, GENERAL)
+    assert verdict.verdict is Verdict.PASS
+    assert verdict.criteria[0].n_used <= source.measured["ifeval"] < N
+    assert verdict.criteria[0].lower is not None
+    assert verdict.criteria[0].lower >= 0.88
+
+
+def test_deciding_again_measures_nothing_and_says_the_same(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.15)
+    first = decided(source, GENERAL, STOPS)
+    source.asked.clear()
+    assert decided(source, GENERAL, STOPS) == first
+    assert source.asked == []
+
+
+def test_all_evidence_at_once_gives_the_verdict_of_the_sequential_run(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.3)
+    first = decided(source, GENERAL)
+    source.measured["ifeval"] = N
+    again = decided(source, GENERAL)
+    assert again == first
+    assert first.criteria[0].n_used < N
+
+
+def test_at_the_last_item_the_verdict_is_exact(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.66, 0.75, n=100)
+    (general,) = decided(source, GENERAL).criteria
+    assert general.verdict is Verdict.PASS  # 66 right of 75 is 0.88 on the nose
+    assert "exact" in general.note or "certain" in general.note
+
+
+def test_a_failed_gate_measures_no_more_for_the_other_criterion(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.1)
+    general, stops = decided(source, GENERAL, STOPS).criteria
+    assert general.verdict is Verdict.FAIL
+    assert stops.verdict is Verdict.UNDECIDED
+    assert stops.n_used == source.measured["ifeval"] < 80
+    assert stops.value == 0.0
+    assert stops.upper is not None
+    assert 0 < stops.upper < 1
+
+
+def test_truncation_fails_on_few_items(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.0)
+    source.truncated["ifeval"] = np.ones(N, dtype=bool)
+    (stops,) = decided(source, STOPS).criteria
+    assert (stops.verdict, stops.comparison, stops.bar) == (Verdict.FAIL, "<=", 0.01)
+    assert source.measured["ifeval"] == 16
+    assert stops.n_used == 1  # one in the first item: capital 50, above 1/alpha
+    assert stops.truncated == 1
+    assert stops.lower is not None
+    assert stops.lower > 0.01
+
+
+def test_a_model_that_stops_passes_exactly_at_the_bar(rng: np.random.Generator) -> None:
+    n = 500
+    source = Memory({"ifeval": np.ones(n)}, {})
+    source.truncated["ifeval"] = np.zeros(n, dtype=bool)
+    source.truncated["ifeval"][[100, 200, 300, 400, 450]] = True
+    (stops,) = decided(source, STOPS).criteria
+    assert stops.verdict is Verdict.PASS
+    source.truncated["ifeval"][499] = True
+    source.measured.clear()
+    (stops,) = decided(source, STOPS).criteria
+    assert stops.verdict in (Verdict.FAIL, Verdict.PASS)
+    assert (stops.verdict is Verdict.FAIL) == (stops.n_used == n) or stops.n_used < n
+
+
+def test_a_limited_run_cannot_pass_but_can_fail(rng: np.random.Generator) -> None:
+    good, bad = a_model(rng, 0.95), a_model(rng, 0.05)
+    verdict = decided(good, GENERAL, limit=400)
+    assert (verdict.verdict, verdict.exit_code) == (Verdict.UNDECIDED, 3)
+    assert "limited to 400 items" in verdict.criteria[0].note
+    assert good.measured["ifeval"] <= 400
+    assert decided(bad, GENERAL, limit=60).verdict is Verdict.FAIL
+    few = a_model(rng, 0.7)
+    assert decided(few, GENERAL, limit=5).criteria[0].n_used == 5
+    assert few.measured["ifeval"] == 5
+    with pytest.raises(UsageError, match="--limit 0"):
+        decided(few, GENERAL, limit=0)
+
+
+def test_a_limit_hides_evidence_beyond_it(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.7)
+    source.measured["ifeval"] = N
+    assert decided(source, GENERAL, limit=7).criteria[0].n_used == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "code"),
+    [
+        (RunError("model.gguf: cut short"), Verdict.ERROR, 5),
+        (NotMeasuredError("no model was given"), Verdict.UNDECIDED, 3),
+        (BudgetError("1.00 USD spent"), Verdict.BUDGET, 6),
+        (InfeasibleError("tokenizers differ"), Verdict.INFEASIBLE, 4),
+    ],
+)
+def test_evidence_that_cannot_be_had(
+    rng: np.random.Generator, error: CogumiError, verdict: Verdict, code: int
+) -> None:
+    source = a_model(rng, 0.7)
+    source.broken = error
+    found = decided(source, GENERAL)
+    assert (found.verdict, found.exit_code, found.attempt) == (verdict, code, 0)
+    assert str(error) in found.criteria[0].note
+    source.measured["ifeval"] = 10
+    partly = decided(source, GENERAL).criteria[0]
+    assert (partly.verdict, partly.n_used) == (verdict, 10)
+    assert str(error) in partly.note
+    if verdict is Verdict.UNDECIDED:
+        assert "10 of 541 items measured" in partly.note
+
+
+def test_nothing_measured_is_undecided_and_no_attempt(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.7)
+    source.broken = NotMeasuredError("")
+    book = Attempts()
+    verdict = decide(gate(GENERAL, STOPS), source, book, artifact="sha256:model")
+    assert {c.verdict for c in verdict.criteria} == {Verdict.UNDECIDED}
+    assert {c.note for c in verdict.criteria} == {"not measured"}
+    assert book.seen == {}
+
+
+def test_a_source_that_measures_nothing_ends_in_an_error(rng: np.random.Generator) -> None:
+    class Stuck(Memory):
+        def extend(self, suite: str, task: str, n: int) -> PairedScores:
+            return self.scores(suite, task)
+
+    source = a_model(rng, 0.7)
+    stuck = Stuck(source.answers, source.references)
+    assert decided(stuck, GENERAL).verdict is Verdict.ERROR
+
+
+def test_later_attempts_spend_less(rng: np.random.Generator) -> None:
+    book, spec = Attempts(), gate(GENERAL)
+    alphas = []
+    for attempt in range(1, 4):
+        verdict = decide(spec, a_model(rng, 0.1), book, artifact=f"sha256:{attempt}")
+        assert verdict.attempt == attempt
+        alphas.append(verdict.criteria[0].alpha)
+    first = alphas[0] or 0.0
+    assert alphas == pytest.approx([first, first / 4, first / 9])
+    again = decide(spec, a_model(rng, 0.1), book, artifact="sha256:2")
+    assert again.attempt == 2
+
+
+def test_protocols_that_do_not_match(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.9)
+    source.references["ifeval"] = per_item(np.ones(N), family="ifeval/inst_level_strict/0-shot-chat")
+    verdict = decided(source, GENERAL)
+    assert (verdict.verdict, verdict.exit_code) == (Verdict.INFEASIBLE, 4)
+    assert verdict.criteria[0].note.startswith("protocols do not match: ifeval is measured as")
+    assert source.asked == []
+
+
+def test_items_that_do_not_match(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.9)
+    source.references["ifeval"] = per_item(np.ones(N - 1))
+    assert "covers 540 of 541" in decided(source, GENERAL).criteria[0].note
+    source.references["ifeval"] = published(0.77, n=500)
+    assert "items do not match" in decided(source, GENERAL).criteria[0].note
+
+
+def test_a_bar_above_a_perfect_score_is_infeasible(rng: np.random.Generator) -> None:
+    source = Memory({"humaneval": binary(rng, 164, 0.9)}, {"humaneval": published(0.884, n=164)})
+    spec = gate({**GENERAL, "at_least": 1.2})
+    verdict = decide(spec, source, Attempts(), artifact="sha256:model")
+    assert verdict.verdict is Verdict.INFEASIBLE
+    assert "1.2 x 0.884 of gpt-4/gsm8k@report is 1.061, above a perfect score of 1" in verdict.criteria[0].note
+    assert source.asked == []
+    assert list(infeasible(spec, source, Attempts())) == ["general"]
+    assert infeasible(gate(GENERAL), source, Attempts()) == {}
+
+
+def test_a_bar_that_only_the_margin_lifts_above_1(rng: np.random.Generator) -> None:
+    source = Memory({"ifeval": np.ones(N)}, {"ifeval": published(0.831, margin=0.005)})
+    note = decided(source, {**GENERAL, "at_least": 1.2}).criteria[0].note
+    assert "protocol margin of 0.005" in note
+
+
+def test_a_reference_of_zero_says_nothing(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.9, reference=0.0)
+    assert "scored 0" in decided(source, GENERAL).criteria[0].note
+
+
+def test_published_reference_over_more_items_than_are_at_hand(rng: np.random.Generator) -> None:
+    """The claim is about the 1,319 items of the published score, of which 660 can be measured."""
+    source = Memory({"gsm8k": binary(rng, 660, 0.81)}, {"gsm8k": published(0.92, n=1319)})
+    (general,) = decided(source, GENERAL).criteria
+    assert (general.n_used, general.n_total, general.verdict) == (660, 1319, Verdict.UNDECIDED)
+    assert "660 of the 1319 items" in general.note
+
+
+def test_score_within_the_protocol_margin_is_never_decided(rng: np.random.Generator) -> None:
+    source = Memory({"gsm8k": binary(rng, 1000, 0.88 * 0.8)}, {"gsm8k": published(0.8, margin=0.02, n=1000)})
+    (general,) = decided(source, GENERAL).criteria
+    assert general.verdict is Verdict.UNDECIDED
+    assert "protocol margin" in general.note
+
+
+def test_simulated_reference_is_named(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.9)
+    source.references["ifeval"] = per_item(binary(rng, N, 0.77), simulated=True)
+    (general,) = decided(source, GENERAL).criteria
+    assert general.simulated
+    assert "simulated reference" in general.note
+
+
+def test_population_scope_needs_items_and_is_never_exact(rng: np.random.Generator) -> None:
+    source = Memory({"ifeval": binary(rng, N, 0.9)}, {"ifeval": published(0.77)})
+    assert "scope population" in decided(source, GENERAL, scope="population").criteria[0].note
+    near = a_model(rng, 0.66, 0.75, n=100)
+    (general,) = decided(near, GENERAL, scope="population").criteria
+    assert (general.verdict, general.n_used) == (Verdict.UNDECIDED, 100)
+
+
+def retention(margin: float) -> dict[str, object]:
+    return {"id": "retention", "retention": {"suite": "general", "baseline": "base"}, "margin": margin}
+
+
+def test_retention_is_paired_with_the_baseline(rng: np.random.Generator) -> None:
+    base = binary(rng, N, 0.6)
+    source = Memory({"ifeval": base.copy()}, baselines={"ifeval": base})
+    (kept,) = decided(source, retention(0.1)).criteria
+    assert (kept.verdict, kept.reference, kept.reference_kind) == (Verdict.PASS, "sha256:base", "baseline")
+    assert kept.bar == pytest.approx(0.9)
+    assert kept.value == pytest.approx(1.0)
+    assert source.baseline_measured >= kept.n_used
+    assert kept.n_used < N
+
+
+def test_retention_of_a_ruined_model_fails_soon(rng: np.random.Generator) -> None:
+    base = binary(rng, N, 0.9)
+    source = Memory({"ifeval": np.zeros(N)}, baselines={"ifeval": base})
+    (kept,) = decided(source, retention(0.02)).criteria
+    assert kept.verdict is Verdict.FAIL
+    assert source.measured["ifeval"] <= 16
+
+
+def test_retention_without_a_baseline_is_not_measured() -> None:
+    verdict = decided(Memory({"ifeval": np.ones(9)}), retention(0.02))
+    assert verdict.verdict is Verdict.UNDECIDED
+    assert "not measured: no artifact is given for 'base'" in verdict.criteria[0].note
+
+
+SIZE: dict[str, object] = {"id": "size", "threshold": {"metric": "bytes_download"}, "at_most": 540_000_000}
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [(540_000_000, Verdict.PASS), (540_000_001, Verdict.FAIL), (12, Verdict.PASS)],
+)
+def test_bytes_are_exact(size: int, verdict: Verdict) -> None:
+    source = Memory({}, metrics={"bytes_download": MetricValue(size, size, size, exact=True)})
+    (found,) = decided(source, SIZE).criteria
+    assert (found.verdict, found.value, found.alpha) == (verdict, size, None)
+
+
+def test_bytes_that_no_file_can_have() -> None:
+    value = MetricValue(
+        4.9e9, 4.9e9, 4.9e9, exact=True, best_possible=815e6, why_not_better="the 65 % mask has that entropy"
+    )
+    (found,) = decided(Memory({}, metrics={"bytes_download": value}), SIZE).criteria
+    assert found.verdict is Verdict.INFEASIBLE
+    assert "at best 815,000,000, the bar is 540,000,000; the 65 % mask has that entropy" in found.note
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "verdict"),
+    [(46.0, 50.0, Verdict.PASS), (40.0, 44.0, Verdict.FAIL), (44.0, 46.0, Verdict.UNDECIDED)],
+)
+def test_a_measured_number_is_judged_by_its_interval(lower: float, upper: float, verdict: Verdict) -> None:
+    speed = {"id": "speed", "threshold": {"metric": "tokens_per_second"}, "at_least": 45}
+    value = MetricValue((lower + upper) / 2, lower, upper, exact=False, n=7)
+    (found,) = decided(Memory({}, metrics={"tokens_per_second": value}), speed).criteria
+    assert (found.verdict, found.alpha) == (verdict, 0.05)
+
+
+def test_a_metric_nobody_measured() -> None:
+    (found,) = decided(Memory({}), SIZE).criteria
+    assert (found.verdict, found.note) == (Verdict.UNDECIDED, "not measured")
+
+
+def suite_of(rng: np.random.Generator, ratios: dict[str, float], reference: float = 0.7) -> Memory:
+    return Memory(
+        {task: binary(rng, 300, ratio * reference) for task, ratio in ratios.items()},
+        {task: per_item(binary(rng, 300, reference)) for task in ratios},
+    )
+
+
+def test_mean_of_decides_on_the_mean_of_tasks(rng: np.random.Generator) -> None:
+    good = suite_of(rng, {"a": 1.2, "b": 1.15, "c": 0.95})
+    (general,) = decided(good, GENERAL).criteria
+    assert general.verdict is Verdict.PASS
+    assert "mean of 3 tasks" in general.note
+    assert [task.task for task in general.tasks] == ["a", "b", "c"]
+    assert general.n_used == sum(task.n_used for task in general.tasks) <= sum(good.measured.values())
+    bad = suite_of(rng, {"a": 0.2, "b": 0.9, "c": 0.3})
+    assert decided(bad, GENERAL).verdict is Verdict.FAIL
+    assert sum(bad.measured.values()) < 300
+
+
+def test_mean_of_compares_exactly_when_draws_do_not_tell(rng: np.random.Generator) -> None:
+    at_the_bar = suite_of(rng, {"a": 0.88, "b": 0.88}, reference=0.5)
+    (general,) = decided(at_the_bar, GENERAL).criteria
+    assert (general.verdict, general.n_used) == (Verdict.PASS, 600)
+    assert "all items compared exactly" in general.note
+    assert general.value == general.lower == general.upper == pytest.approx(0.88)
+    at_the_bar.answers["b"][at_the_bar.answers["b"].argmax()] = 0.0
+    assert decided(at_the_bar, GENERAL).verdict is Verdict.FAIL
+
+
+def test_mean_of_takes_weights(rng: np.random.Generator) -> None:
+    ratios = {"a": 1.3, "b": 0.3}
+    heavy = {**GENERAL, "weights": {"a": 9.0, "b": 1.0}}
+    assert decided(suite_of(rng, ratios), heavy).verdict is Verdict.PASS
+    light = {**GENERAL, "weights": {"a": 1.0, "b": 9.0}}
+    assert decided(suite_of(rng, ratios), light).verdict is Verdict.FAIL
+    with pytest.raises(UsageError, match="weights name no task 'd'"):
+        decided(suite_of(rng, ratios), {**GENERAL, "weights": {"a": 1.0, "d": 1.0}})
+    with pytest.raises(UsageError, match="weights miss the task 'b'"):
+        decided(suite_of(rng, ratios), {**GENERAL, "weights": {"a": 1.0}})
+
+
+def test_all_of_fails_when_one_task_fails(rng: np.random.Generator) -> None:
+    each = {**GENERAL, "combine": "all_of"}
+    assert decided(suite_of(rng, {"a": 1.3, "b": 1.3}), each).verdict is Verdict.PASS
+    one_bad = suite_of(rng, {"a": 0.2, "b": 1.3})
+    (general,) = decided(one_bad, each).criteria
+    assert general.verdict is Verdict.FAIL
+    assert general.value == general.tasks[0].value
+    assert "b" not in one_bad.measured
+
+
+def test_pooled_items_is_one_population(rng: np.random.Generator) -> None:
+    pooled = {**GENERAL, "combine": "pooled_items"}
+    source = suite_of(rng, {"a": 0.88, "b": 0.88}, reference=0.5)
+    (general,) = decided(source, pooled).criteria
+    assert general.verdict is Verdict.PASS
+    assert "pooled" in general.note
+
+
+def test_mean_of_published_scores(rng: np.random.Generator) -> None:
+    source = Memory(
+        {"a": binary(rng, 400, 0.8), "b": binary(rng, 200, 0.6)},
+        {"a": published(0.8, n=400), "b": published(0.6, n=200)},
+    )
+    (general,) = decided(source, GENERAL).criteria
+    assert general.verdict is Verdict.PASS
+    assert general.reference_kind == "published"
+
+
+def test_mixed_references_of_one_suite(rng: np.random.Generator) -> None:
+    source = Memory(
+        {"a": binary(rng, 300, 0.1), "b": binary(rng, 300, 0.1)},
+        {"a": per_item(binary(rng, 300, 0.8)), "b": published(0.8, n=300)},
+    )
+    (general,) = decided(source, GENERAL).criteria
+    assert general.verdict is Verdict.FAIL
+    assert general.reference_kind == "per-item, published"
+
+
+def test_unknown_suite_and_reference_are_wrong_usage(rng: np.random.Generator) -> None:
+    with pytest.raises(UsageError, match="no reference 'gpt-5'"):
+        decided(a_model(rng, 0.5), {**GENERAL, "relative": {"suite": "general", "reference": "gpt-5"}})
+    with pytest.raises(UsageError, match="no suite 'generl'"):
+        decided(a_model(rng, 0.5), {**GENERAL, "relative": {"suite": "generl", "reference": "gpt-4"}})
+
+
+def test_scores_outside_0_and_1_are_refused(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.5)
+    source.answers["ifeval"][3] = 1.5
+    found = decided(source, GENERAL).criteria[0]
+    assert found.verdict is Verdict.ERROR
+    assert "item 3 in the committed order has the score 1.5" in found.note
+    with pytest.raises(RunError):
+        ReferenceScores("x", "per-item", FAMILY, 0.5, items=np.array([np.nan]))
+
+
+@pytest.mark.parametrize("name", ["phase1", "phase3"])
+def test_shipped_gates_say_not_measured_on_nothing(name: str, rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.5)
+    source.broken = NotMeasuredError("no model was given")
+    verdict = decide(load_gate(name), source, Attempts(), artifact="sha256:model")
+    assert (verdict.verdict, verdict.exit_code) == (Verdict.UNDECIDED, 3)
+    assert all("not measured" in criterion.note for criterion in verdict.criteria)
+
+
+def test_false_pass_of_a_whole_gate_is_rare(rng: np.random.Generator) -> None:
+    """A model one item below the bar, mean_of two tasks, before exactness can tell: few runs may pass.
+
+    120 runs at 5 % times 6/pi^2: 3.6 expected at most; 12 or more have a chance below 1e-3.
+    """
+    y = binary(rng, 150, 0.8)
+    spec: GateSpec = gate(GENERAL)
+    passes = 0
+    for run in range(120):
+        answers: dict[str, FloatArray] = {
+            "a": binary(rng, 150, 0.88 * 0.8 - 1 / 150),
+            "b": binary(rng, 150, 0.88 * 0.8 - 1 / 150),
+        }
+        source = Seeded(answers, {"a": per_item(y), "b": per_item(y)}, measured={"a": 149, "b": 149}, seed=run)
+        source.broken = NotMeasuredError("")
+        passes += decide(spec, source, Attempts(), artifact="m").verdict is Verdict.PASS
+    assert passes < 12
+
+
+class Seeded(Memory):
+    """Evidence whose committed order differs from run to run."""
+
+    def __init__(
+        self,
+        answers: dict[str, FloatArray],
+        references: dict[str, ReferenceScores],
+        measured: dict[str, int],
+        seed: int,
+    ) -> None:
+        super().__init__(answers, references, measured=measured)
+        self.seed = seed
+
+    def scores(self, suite: str, task: str) -> PairedScores:
+        found = super().scores(suite, task)
+        return PairedScores(
+            found.task,
+            found.family,
+            found.protocol_digest,
+            found.items_digest,
+            f"sha256:{self.seed}-{task}",
+            found.n_total,
+            found.scores,
+            found.truncated,
+            found.errors,
+        )

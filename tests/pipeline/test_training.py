@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from micro_stages import Updates, artifact, micro_data, run_stage
+from pydantic import ValidationError
+
+from cogumi.digest import file_sha256
+from cogumi.errors import RunError
+from cogumi.store import Artifact
+from pipeline.training.data import (
+    ChatEncoder,
+    Encoded,
+    Example,
+    endless_batches,
+    epoch_batches,
+    is_held_out,
+    length_batches,
+    read_examples,
+    training_file,
+)
+from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
+from pipeline.training.sft import SFT, LoraSettings, SftSettings
+
+TINY = MicroModelSettings(hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=64, vocab_size=400)
+SHORT = SftSettings(steps=12, batch_tokens=256, learning_rate=3e-3, held_out_share=0.1, eval_every=4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return micro_data(tmp_path_factory.mktemp("training") / "data", per_cell=12)
+
+
+@pytest.fixture(scope="module")
+def model(data: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run_stage(MICRO_MODEL, TINY, tmp_path_factory.mktemp("training") / "model", {"data": data})[1]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    data: Artifact, model: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Artifact]:
+    folder = tmp_path_factory.mktemp("training") / "trained"
+    return run_stage(SFT, SHORT, folder, {"model": model, "data": data})
+
+
+def weights(found: Artifact) -> str:
+    return file_sha256(found.file("model.safetensors"))
+
+
+def test_micro_model_is_the_same_again_and_another_with_another_seed(
+    data: Artifact, model: Artifact, tmp_path: Path
+) -> None:
+    again = run_stage(MICRO_MODEL, TINY, tmp_path / "again", {"data": data})[1]
+    other = TINY.model_copy(update={"seed_offset": 1})
+    result, apart = run_stage(MICRO_MODEL, other, tmp_path / "other", {"data": data})
+    assert again.digest == model.digest
+    assert weights(apart) != weights(model)
+    assert result.facts["vocab_size"] == 400
+    assert "tokenizer.json" in apart.manifest["files"]
+
+
+def test_draft_shares_the_tokenizer_of_its_base(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    settings = TINY.model_copy(update={"layers": 1, "vocab_size": 999})
+    inputs = {"data": data, "tokenizer_from": model}
+    draft = run_stage(MICRO_MODEL, settings, tmp_path / "draft", inputs)[1]
+    assert file_sha256(draft.file("tokenizer.json")) == file_sha256(model.file("tokenizer.json"))
+    assert json.loads(draft.file("config.json").read_text())["vocab_size"] == 400
+
+
+@pytest.mark.parametrize("bad", [{"hidden_size": 100, "heads": 3}, {"heads": 4, "kv_heads": 3}])
+def test_impossible_shape_is_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        MicroModelSettings(**bad)
+
+
+def test_training_learns_and_says_what_it_saw(trained: tuple[Any, Artifact]) -> None:
+    facts = trained[0].facts
+    assert facts["last_train_loss"] < facts["first_train_loss"]
+    assert [look["step"] for look in facts["looks"]] == [0, 4, 8, 12]
+    assert facts["looks"][-1]["held_out_loss"] < facts["looks"][0]["held_out_loss"]
+    assert 0.1 < facts["supervised_share"] < 0.6
+    assert facts["padding_share"] < 0.1
+    assert facts["truncated_rows"] == facts["dropped_rows"] == 0
+    assert facts["rows"] + facts["held_out_rows"] == 8 * 2 * 12
+    assert facts["trainable_parameters"] == facts["parameters"]
+    assert set(trained[0].metrics) == {"seconds", "tokens_per_second", "peak_bytes"}
+
+
+def test_two_runs_give_the_same_bytes(
+    data: Artifact, model: Artifact, trained: tuple[Any, Artifact], tmp_path: Path
+) -> None:
+    again = run_stage(SFT, SHORT, tmp_path / "again", {"model": model, "data": data})
+    assert again[1].digest == trained[1].digest
+    assert again[0].facts == trained[0].facts
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of the stage may catch it."""
+
+
+@pytest.mark.parametrize("when", [6, 8])
+def test_resume_gives_the_bytes_of_an_undisturbed_run(
+    data: Artifact,
+    model: Artifact,
+    trained: tuple[Any, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: int,
+) -> None:
+    from pipeline.training.loop import LoopState, Trainer
+
+    step = Trainer._step
+    done: list[int] = []
+
+    def dying_step(self: Trainer, state: LoopState, batch: Sequence[Encoded]) -> None:
+        if state.step == when and when not in done:
+            done.append(when)
+            raise Killed
+        step(self, state, batch)
+        done.append(state.step)
+
+    monkeypatch.setattr(Trainer, "_step", dying_step)
+    with pytest.raises(Killed):
+        run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data})
+    assert (tmp_path / "run" / "scratch").is_dir()
+    (tmp_path / "run" / "out").rmdir()
+    result, resumed = run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data})
+    assert weights(resumed) == weights(trained[1])
+    assert result.facts == trained[0].facts
+    # Steps before the last checkpoint (every 4) are not done again.
+    checkpoint = when // 4 * 4
+    assert done.count(checkpoint) <= 1 + (checkpoint == when)
+    assert len(done) == 12 + 1 + when - checkpoint
+
+
+def test_broken_checkpoint_is_an_error_and_not_a_fresh_start(
+    data: Artifact, model: Artifact, tmp_path: Path
+) -> None:
+    step = tmp_path / "run" / "scratch" / "step-00000004"
+    step.mkdir(parents=True)
+    (step / "weights.safetensors").write_bytes(b"cut")
+    with pytest.raises(RunError, match="checkpoint unreadable"):
+        run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data})
+
+
+def test_early_stop_keeps_the_best_look(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    # A rate this high makes the held-out loss rise after the first looks.
+    settings = SHORT.model_copy(
+        update={"steps": 60, "learning_rate": 0.1, "eval_every": 3, "early_stop": 2, "warmup": 0.5}
+    )
+    facts = run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})[0].facts
+    losses = [look["held_out_loss"] for look in facts["looks"]]
+    assert facts["stopped_early"]
+    assert losses.index(min(losses)) == len(losses) - 3
+
+
+def test_lora_trains_adapters_alone_and_merges_them(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    from evals.backends.loading import load_model
+
+    lora = LoraSettings(rank=4, alpha=8)
+    settings = SHORT.model_copy(update={"method": "lora", "lora": lora})
+    result, merged = run_stage(SFT, settings, tmp_path / "lora", {"model": model, "data": data})
+    assert 0 < result.facts["trainable_parameters"] < result.facts["parameters"]
+    config = json.loads(merged.file("adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == model.digest
+    base = load_model(model.path)
+    ids = torch.tensor([base.tokenizer("What is 7 plus 5?").input_ids])
+    with torch.inference_mode():
+        dense = load_model(merged.path).model(input_ids=ids).logits
+        adapted = PeftModel.from_pretrained(base.model, merged.path / "adapter")(input_ids=ids).logits
+    assert torch.allclose(dense, adapted, atol=1e-4)
+    again = run_stage(SFT, settings, tmp_path / "again", {"model": model, "data": data})[1]
+    assert again.digest == merged.digest
+
+
+def test_diverging_training_stops_with_one_line(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(RunError, match=r"training diverged: loss is \w+ at step \d+"):
+        run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})
+
+
+def test_progress_tells_loss_and_rate(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    updates = Updates()
+    run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data}, progress=updates)
+    done, total, facts = updates.seen[-1]
+    assert (done, total) == (12, 12)
+    assert set(facts) == {"loss", "tok_s"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {"steps": 1, "epochs": 1.0},
+        {"steps": 1, "method": "lora"},
+        {"steps": 1, "lora": {}},
+        {"steps": 1, "early_stop": 2, "held_out_share": 0.0},
+    ],
+)
+def test_contradictory_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SftSettings(learning_rate=1e-3, **bad)
+
+
+def test_only_the_answer_and_its_end_are_supervised(model: Artifact) -> None:
+    from evals.backends.loading import load_model
+
+    loaded = load_model(model.path)
+    encoder = ChatEncoder(loaded.tokenizer, loaded.stop_ids, include_reasoning=True)
+    plain = encoder.encode(Example("a", "math", "What is 7 plus 5?", "12", None))
+    decode = loaded.tokenizer.decode
+    assert (
+        decode(plain.ids[: plain.answer_start]) == "<|begin_of_text|><|user|>What is 7 plus 5?<|assistant|>"
+    )
+    assert decode(plain.ids[plain.answer_start :]) == "12<|eot_id|>"
+    reasoned = encoder.encode(Example("a", "math", "What is 7 plus 5?", "12", "7 + 5 = 12"))
+    assert decode(reasoned.ids[reasoned.answer_start :]) == (
+        "<thinking>7 + 5 = 12</thinking><answer>12</answer><|eot_id|>"
+    )
+
+
+def test_no_row_sees_another_or_its_padding(model: Artifact, tmp_path: Path) -> None:
+    from evals.backends.loading import load_model
+    from pipeline.training.loop import LoopConfig, Trainer
+
+    loaded = load_model(model.path, dtype="fp32")
+    config = LoopConfig(1, 256, 1e-3, 0, 0.0, 1.0, 0, 1, None, False)
+    trainer = Trainer(loaded.model, config, scratch=tmp_path, pad_id=4)
+    rows = [Encoded(tuple(range(10, 10 + n)), n // 2) for n in (5, 9, 16)]
+    together, count, size = trainer._loss(rows)
+    apart = [trainer._loss([row]) for row in rows]
+    assert float(together) == pytest.approx(sum(float(loss) for loss, _, _ in apart), rel=1e-5)
+    assert count == sum(n for _, n, _ in apart) == sum(len(row.ids) - row.answer_start for row in rows)
+    assert size == 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "a JSON object wanted"),
+        ('{"question_id": "a", "domain": "math", "question": "?"}', "'answer' must be a text"),
+        ('{"question_id": "a", "domain": "math", "question": "", "answer": "1"}', "'question' must be"),
+        (
+            '{"question_id": "a", "domain": "m", "question": "?", "answer": "1", "reasoning": 3}',
+            "'reasoning'",
+        ),
+    ],
+)
+def test_broken_row_is_named_by_file_and_line(tmp_path: Path, line: str, wanted: str) -> None:
+    good = json.dumps(
+        {"question_id": "a", "domain": "math", "question": "?", "answer": "1", "reasoning": None}
+    )
+    path = tmp_path / "training.jsonl"
+    path.write_text(f"{good}\n{line}\n")
+    with pytest.raises(RunError, match=rf"training.jsonl:2: .*{wanted}"):
+        read_examples(path)
+
+
+def test_files_that_hold_no_training_rows_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(RunError, match="no rows"):
+        read_examples(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match="not UTF-8"):
+        read_examples(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(RunError, match="found 2"):
+        training_file(artifact(tmp_path, "dataset"))
+
+
+lengths = st.lists(st.integers(min_value=2, max_value=60), min_size=1, max_size=80)
+
+
+@given(lengths, st.integers(min_value=60, max_value=300), st.integers(0, 5))
+def test_every_epoch_holds_every_row_once(sizes: list[int], batch_tokens: int, seed: int) -> None:
+    rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
+    for batches in (
+        length_batches(rows, batch_tokens=batch_tokens),
+        epoch_batches(rows, batch_tokens=batch_tokens, seed=seed, epoch=3),
+    ):
+        assert sorted(row.ids[0] for batch in batches for row in batch) == list(range(len(rows)))
+        assert all(len(batch) * max(len(row.ids) for row in batch) <= batch_tokens for batch in batches)
+
+
+@given(lengths, st.integers(0, 30))
+def test_skipping_batches_equals_reading_past_them(sizes: list[int], skip: int) -> None:
+    rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
+    straight = endless_batches(rows, batch_tokens=100, seed=1, skip=0)
+    for _ in range(skip):
+        next(straight)
+    skipped = endless_batches(rows, batch_tokens=100, seed=1, skip=skip)
+    assert [next(straight) for _ in range(5)] == [next(skipped) for _ in range(5)]
+
+
+def test_held_out_split_follows_the_id_alone() -> None:
+    share = sum(is_held_out(f"math_easy_{number:04d}", 0.1) for number in range(5000)) / 5000
+    assert 0.08 < share < 0.12
+    assert not any(is_held_out(f"{number}", 0.0) for number in range(100))
