@@ -48,7 +48,7 @@ def record(workspace: Path, model: Path) -> None:
     place.create()
     subject = resolve(str(model), place)
     measurer = Measurer(place, DATA)
-    measurer._loaded = (f"{subject.digest}/{subject.backend}", Parrot())
+    measurer.keep(subject, Parrot())
     measurement = measurer.measurement(subject, get_task("ifeval"))
     measurement.extend(measurement.n_total)
     assert len(committed_order(measurement.items.items_digest, measurement.n_total)) == 541

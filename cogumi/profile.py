@@ -85,8 +85,10 @@ class StageStep(Strict):
     inputs: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     attempts: list[dict[str, Any]] = Field(default_factory=list)
-    files: str | None = None
-    """Folder under the workspace where the artifact's files appear under the plan's names."""
+    plan_says: str = ""
+    """The owner's figure for this step, shown beside the estimate."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File of the artifact to the path under the workspace where the plan has it."""
 
 
 class MeasureStep(Strict):
@@ -130,6 +132,18 @@ class GpuPrice(Strict):
     source: str
 
 
+class Expected(Strict):
+    """Mean lengths in tokens that an estimate reckons with.
+
+    Defaults are the predecessor's: 42,606 questions of 56 characters, 14 tokens and 4 for JSON's quotes; 75
+    tokens for an easy answer, 750 for a hard one with its reasoning.
+    """
+
+    question_tokens: int = Field(default=18, gt=0)
+    easy_answer_tokens: int = Field(default=75, gt=0)
+    hard_answer_tokens: int = Field(default=750, gt=0)
+
+
 class PlannedModel(Strict):
     """A model of the plan with its size target, checked by arithmetic before anything is spent."""
 
@@ -156,6 +170,7 @@ class Profile(Strict):
     suites: dict[str, list[str]] = Field(default_factory=dict)
     """Suite name to task names; these come before the built-in suites of the same name."""
     models: list[PlannedModel] = Field(default_factory=list)
+    expected: Expected = Expected()
     gpu: GpuPrice | None = None
     limits: Limits = Limits()
     gates: list[str] = Field(default_factory=list)

@@ -211,8 +211,8 @@ class Runner:
             self._note_reused(step, attempt, key, "stage", known.run, artifact.digest, known.metrics)
         else:
             artifact = self._execute(step, stage, settings, inputs, made_by, attempt, options, deadline)
-        if step.files:
-            self.workspace.publish_files(artifact.path, step.files)
+        for file, target in step.files.items():
+            self.workspace.publish(artifact.file(file), target)
         return artifact
 
     def _note_reused(

@@ -58,16 +58,14 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def publish_files(self, source: Path, target: str) -> None:
-        """Show an artifact's files under the plan's own names, as links below ``<workspace>/<target>``."""
-        folder = self.root / target
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(source.iterdir()):
-            link = folder / path.name
-            temporary = folder / f".{path.name}.link"
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(os.path.relpath(path, folder))
-            temporary.replace(link)
+    def publish(self, file: Path, name: str) -> None:
+        """Show an artifact's file under the plan's own name, as a link below the workspace."""
+        link = self.root / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{link.name}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(file, link.parent))
+        temporary.replace(link)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

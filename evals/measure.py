@@ -99,11 +99,18 @@ class Measurement:
         """Tell for each measured item whether its answer ended so (``stop``, ``length`` or ``error``)."""
         return np.asarray(self._columns["finish_reason"] == reason, dtype=bool)
 
-    def extend(self, wanted: int) -> None:
-        """Measure until ``wanted`` items (at most all) are known; raises ``RunError`` when that fails."""
+    def extend(self, wanted: int, *, whole_batches: bool = False) -> None:
+        """Measure until ``wanted`` items (at most all) are known; raises ``RunError`` when that fails.
+
+        ``whole_batches`` rounds up: a batch takes hardly longer full than with one prompt in it.
+        """
         wanted = min(wanted, self.n_total)
-        if len(self.scores) >= wanted:
+        known = len(self.scores)
+        if known >= wanted:
             return
+        if whole_batches:
+            size = self._measurer.backend(self.subject).batch_size
+            wanted = min(self.n_total, known + -(-(wanted - known) // size) * size)
         name = f"evidence-{digest_of([self.file.key.artifact, self.file.key.protocol_digest])[7:23]}"
         with self._measurer.workspace.lock(name):
             self._forget()
@@ -151,14 +158,14 @@ def _record(task: Task, item: Item, answer: Generation, position: int) -> Record
 
 
 class Measurer:
-    """Opens measurements of a workspace; keeps one model in memory at a time."""
+    """Opens measurements of a workspace; keeps at most two models in memory, as a comparison needs."""
 
     def __init__(self, workspace: Workspace, data: Path | None, tell: Tell | None = None) -> None:
         self.workspace = workspace
         self.data = data
         self.tell: Tell = tell or (lambda task, done, wanted: None)
         self._items: dict[str, ItemSet] = {}
-        self._loaded: tuple[str, Backend] | None = None
+        self._loaded: dict[str, Backend] = {}
 
     def items(self, task: Task) -> ItemSet:
         """Return a task's items in committed order, loaded once."""
@@ -171,18 +178,24 @@ class Measurer:
         return Measurement(subject, self.items(task), self)
 
     def backend(self, subject: Subject) -> Backend:
-        """Return the subject's loaded model, closing the one that was in memory before."""
+        """Return the subject's loaded model; of three, the one that was used longest ago is closed."""
         identity = f"{subject.digest}/{subject.backend}"
-        if self._loaded is None or self._loaded[0] != identity:
-            self.close()
-            self._loaded = (identity, open_subject(subject))
-        return self._loaded[1]
+        found = self._loaded.pop(identity, None)
+        if found is None:
+            if len(self._loaded) > 1:
+                self._loaded.pop(next(iter(self._loaded))).close()
+            found = open_subject(subject)
+        self._loaded[identity] = found
+        return found
+
+    def keep(self, subject: Subject, backend: Backend) -> None:
+        """Use an already opened backend for a subject."""
+        self._loaded[f"{subject.digest}/{subject.backend}"] = backend
 
     def close(self) -> None:
-        """Free the model in memory."""
-        if self._loaded is not None:
-            self._loaded[1].close()
-            self._loaded = None
+        """Free the models in memory."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
 
 
 def open_subject(subject: Subject) -> Backend:

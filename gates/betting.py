@@ -153,6 +153,26 @@ def first_crossing(capital: FloatArray, alpha: float) -> npt.NDArray[np.int64]:
     return crossing
 
 
+@dataclass(frozen=True, slots=True)
+class Crossings:
+    """Where each capital first reaches its level (n + 1: nowhere), and where arithmetic decides."""
+
+    passed: npt.NDArray[np.int64]
+    failed: npt.NDArray[np.int64]
+    pass_certain: npt.NDArray[np.bool_]
+    fail_certain: npt.NDArray[np.bool_]
+
+
+def crossings(sample: RatioSample, c: float, alphas: tuple[float, float]) -> Crossings:
+    """Run both gamblers; ``sample.x`` may be (..., n) for many runs at once, the answers are then (...)."""
+    (w_pass, m_pass), (w_fail, m_fail) = sample.nulls(c)
+    up, pass_certain = log_capital(w_pass, m_pass, sample.n_total)
+    down, fail_certain = log_capital(1 - w_fail, 1 - m_fail, sample.n_total, strict=True)
+    return Crossings(
+        first_crossing(up, alphas[0]), first_crossing(down, alphas[1]), pass_certain, fail_certain
+    )
+
+
 def sequential_test(
     sample: RatioSample, c: float, alpha: float, *, alpha_fail: float | None = None, bounds: bool = True
 ) -> SequentialResult:
@@ -167,18 +187,17 @@ def sequential_test(
     n = len(sample.x)
     if n == 0:
         return SequentialResult(Verdict.UNDECIDED, 0, sample.n_total, None, 0.0, math.inf, False, False)
-    (w_pass, m_pass), (w_fail, m_fail) = sample.nulls(c)
-    up, up_certain = log_capital(w_pass, m_pass, sample.n_total)
-    down, down_certain = log_capital(1 - w_fail, 1 - m_fail, sample.n_total, strict=True)
-    passed, failed = int(first_crossing(up, alpha)), int(first_crossing(down, alpha_fail))
+    crossed = crossings(sample, c, (alpha, alpha_fail))
+    passed, failed = int(crossed.passed), int(crossed.failed)
     # Both cannot cross first at one item: the null mean for PASS is never below that for FAIL, so an item
     # that raises one capital lowers the other.
     if min(passed, failed) > n:
         verdict, n_used = Verdict.UNDECIDED, n
-        final = exact = sample.n_total is not None and _stuck(w_pass, m_pass, w_fail, m_fail, sample)
+        final = exact = sample.n_total is not None and _stuck(sample, c)
     else:
         verdict, n_used = (Verdict.PASS, passed) if passed < failed else (Verdict.FAIL, failed)
-        final, exact = True, bool((up_certain if verdict is Verdict.PASS else down_certain)[n_used - 1])
+        certain = crossed.pass_certain if verdict is Verdict.PASS else crossed.fail_certain
+        final, exact = True, bool(certain[n_used - 1])
     used = sample.prefix(n_used)
     value = used.ratio
     lower, upper = confidence_bounds(used, c, (alpha, alpha_fail), verdict) if bounds else (0.0, math.inf)
@@ -189,8 +208,9 @@ def sequential_test(
     return SequentialResult(verdict, n_used, sample.n_total, value, lower, upper, exact, final)
 
 
-def _stuck(w_pass: FloatArray, m_pass: float, w_fail: FloatArray, m_fail: float, sample: RatioSample) -> bool:
+def _stuck(sample: RatioSample, c: float) -> bool:
     """Tell whether the remaining items can bring no verdict: the score lies within the margin."""
+    (w_pass, m_pass), (w_fail, m_fail) = sample.nulls(c)
     total = sample.n_total or 0
     left, tie = total - len(sample.x), TIE * total
     pass_possible = float(w_pass.sum()) + left >= total * m_pass - tie

@@ -10,7 +10,7 @@ from cogumi.errors import BudgetError, CogumiError, InfeasibleError, UsageError
 from cogumi.verdict import Verdict
 from evals.references.scores import NotMeasuredError, PairedScores
 from gates.attempts import alpha_of
-from gates.pairing import Docket, check_feasible, pair_up, recorded, rule_of
+from gates.pairing import Docket, check_feasible, pair_up, prospect, recorded, rule_of
 from gates.spec import Criterion
 from gates.suites import Judgement, Pair, judge
 from gates.verdicts import CriterionVerdict, TaskVerdict
@@ -62,14 +62,16 @@ def blocked(
 
 
 def feasibility(docket: Docket, criterion: Criterion) -> str | None:
-    """Return why a criterion cannot be met by any model, or None; needs references and no measurement."""
+    """Return why no model can meet a criterion; None where one can, or where references do not tell yet."""
     if criterion.relative is None:
         return None
     try:
-        pairs = pair_up(docket, criterion, recorded(docket, criterion))
+        pairs = prospect(docket, criterion, sizes=criterion.combine == "pooled_items")
         check_feasible(pairs, rule_of(docket, criterion, docket.spec.alpha))
     except InfeasibleError as error:
         return str(error)
+    except NotMeasuredError:
+        return None
     return None
 
 

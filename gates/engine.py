@@ -9,6 +9,7 @@ the other criteria are told from whatever evidence exists. Not covered: training
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cogumi.errors import BudgetError, CogumiError, RunError, UsageError
 from cogumi.verdict import Verdict
@@ -93,9 +94,15 @@ def _tell(docket: Docket, failures: Mapping[str, CogumiError], run: str | None) 
     """Look once more at every criterion, with bounds: other criteria may have measured for them."""
     criteria = []
     for criterion in docket.spec.criteria:
-        verdict = look(docket, criterion).verdict
+        found = look(docket, criterion)
+        verdict = found.verdict
         if criterion.id in failures and verdict.verdict is Verdict.UNDECIDED:
             verdict = blocked(docket, criterion, failures[criterion.id], verdict)
+        elif verdict.n_used and found.wants:
+            note = "; ".join(
+                filter(None, (verdict.note, "not measured further: the gate cannot pass any more"))
+            )
+            verdict = replace(verdict, note=note)
         criteria.append(verdict)
     attempt = max(criterion.attempt for criterion in criteria)
     return GateVerdict(docket.spec.gate, run, docket.artifact, attempt, tuple(criteria), docket.spec.title)

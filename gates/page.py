@@ -50,8 +50,8 @@ def _row(criterion: CriterionVerdict) -> str:
     kind = ", ".join(filter(None, (criterion.reference_kind, "simulated" if criterion.simulated else "")))
     reference = escape(criterion.reference or "")
     reference += f'<br><span class="note">{escape(kind)}</span>' if kind else ""
-    items = "exact"
-    if criterion.alpha is not None:
+    items = "exact" if criterion.alpha is None else ""
+    if criterion.alpha is not None and criterion.n_total:
         attempt = f", attempt {criterion.attempt}" if criterion.attempt else ""
         items = f"{criterion.n_used:,} of {criterion.n_total:,}"
         items += f'<br><span class="note">alpha {criterion.alpha:.3g}{attempt}</span>'

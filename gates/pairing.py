@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cogumi.errors import InfeasibleError, UsageError, nearest
-from evals.references.scores import PairedScores, ReferenceScores
+from evals.references.scores import NotMeasuredError, PairedScores, ReferenceScores
 from gates.attempts import AttemptBook
 from gates.betting import TIE, FloatArray
 from gates.evidence import EvidenceSource
@@ -52,6 +52,24 @@ def pair_up(docket: Docket, criterion: Criterion, measured: Sequence[PairedScore
     return [_pair(docket, criterion, scores) for scores in measured]
 
 
+def prospect(docket: Docket, criterion: Criterion, *, sizes: bool = True) -> list[Pair]:
+    """Return pairs without scores, for what can be told before an artifact exists.
+
+    Only references are asked for. ``sizes``: the number of items matters; raises ``NotMeasuredError`` where a
+    reference does not say it.
+    """
+    suite, pairs = criterion.suite or "", []
+    for task in docket.source.tasks(suite):
+        reference = _reference(docket, criterion, suite, task)
+        n = reference.n if reference.items is None or reference.n is not None else len(reference.items)
+        if not n and sizes:
+            raise NotMeasuredError(f"{reference.id} does not say over how many items it is")
+        n = n or 1
+        pairs.append(Pair(task, np.zeros(0), n, n, f"{suite}/{task}", reference))
+    _check_weights(criterion, [pair.task for pair in pairs])
+    return pairs
+
+
 def rule_of(docket: Docket, criterion: Criterion, alpha: float) -> Rule:
     """Return how the criterion is judged at error rate ``alpha``."""
     bar = criterion.bar
@@ -66,14 +84,17 @@ def _pair(docket: Docket, criterion: Criterion, scores: PairedScores) -> Pair:
         x = marks.astype(np.float64)
         # "At most b" of bad answers is "at least 1 - b" of good ones: the same test against a constant of 1.
         return _made(scores, 1 - x if criterion.comparison == "<=" else x, _constant(scores.family))
-    if criterion.retention is not None:
-        reference = docket.source.baseline(criterion.retention.baseline, suite, scores.task, 0)
-    elif criterion.relative is not None:
-        reference = docket.reference(criterion.relative.reference, suite, scores.task)
-    else:
-        raise UsageError(f"criterion {criterion.id} has no reference")
+    reference = _reference(docket, criterion, suite, scores.task)
     _check_comparable(scores, reference, docket.spec.scope)
     return _made(scores, scores.scores, reference)
+
+
+def _reference(docket: Docket, criterion: Criterion, suite: str, task: str) -> ReferenceScores:
+    if criterion.retention is not None:
+        return docket.source.baseline(criterion.retention.baseline, suite, task, 0)
+    if criterion.relative is not None:
+        return docket.reference(criterion.relative.reference, suite, task)
+    raise UsageError(f"criterion {criterion.id} has no reference")
 
 
 def _constant(family: str) -> ReferenceScores:

@@ -17,7 +17,7 @@ from cogumi.verdict import Verdict
 from gates.attempts import AttemptBook
 from gates.betting import FloatArray
 from gates.evidence import EvidenceSource
-from gates.pairing import Docket, pair_up, recorded, rule_of
+from gates.pairing import Docket, prospect, rule_of
 from gates.spec import GateSpec
 from gates.suites import Pair, Rule, judge, reference_means
 
@@ -116,7 +116,7 @@ def plan_gate(
         if criterion.threshold is not None:
             continue
         try:
-            pairs = pair_up(docket, criterion, recorded(docket, criterion))
+            pairs = prospect(docket, criterion)
             if not all(_has_reference(pair) for pair in pairs):
                 unplanned[criterion.id] = "its baseline is not measured yet"
                 continue

@@ -28,10 +28,11 @@ _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def text(verdict: GateVerdict, *, color: bool = False) -> str:
     """Return the lines for a terminal, the verdict of the gate last; ``color`` adds rich's markup."""
-    lines = [criterion_line(verdict.gate, criterion, color=color) for criterion in verdict.criteria]
-    for line, criterion in zip(list(lines), verdict.criteria, strict=True):
+    lines = []
+    for criterion in verdict.criteria:
+        lines.append(criterion_line(verdict.gate, criterion, color=color))
         if criterion.note:
-            lines.insert(lines.index(line) + 1, _safe(f"    {criterion.note}", color))
+            lines.append(_safe(f"    {criterion.note}", color))
     attempt = f", attempt {verdict.attempt}" if verdict.attempt else ""
     simulated = ", simulated reference" if any(c.simulated for c in verdict.criteria) else ""
     end = f"{verdict.gate}  {_word(verdict.verdict, color)}  (exit {verdict.exit_code}{attempt}{simulated})"
@@ -41,7 +42,7 @@ def text(verdict: GateVerdict, *, color: bool = False) -> str:
 def criterion_line(gate: str, criterion: CriterionVerdict, *, color: bool = False) -> str:
     """Return one criterion as one line: claim, numbers, error rate, reference."""
     parts = [f"{gate}/{criterion.id}", _word(criterion.verdict, color), _safe(claim(criterion), color)]
-    if criterion.alpha is not None:
+    if criterion.alpha is not None and criterion.n_total:
         parts.append(f"n={criterion.n_used:,} of {criterion.n_total:,}")
         attempt = f" attempt {criterion.attempt}" if criterion.attempt else ""
         parts.append(f"alpha {criterion.alpha:.3g}{attempt}")
@@ -116,7 +117,7 @@ def junit(verdict: GateVerdict) -> str:
         case = Xml.SubElement(suite, "testcase", classname=f"cogumi.{verdict.gate}", name=criterion.id)
         line = criterion_line(verdict.gate, criterion)
         if tag is not None:
-            message = criterion.note if criterion.verdict is not Verdict.FAIL else line
+            message = line if criterion.verdict is Verdict.FAIL or not criterion.note else criterion.note
             Xml.SubElement(case, tag, message=_xml(message), type=criterion.verdict.value).text = _xml(line)
         Xml.SubElement(case, "system-out").text = _xml("\n".join(filter(None, (line, criterion.note))))
     suites = Xml.Element("testsuites", name="cogumi gate")
@@ -151,7 +152,8 @@ def _markdown_row(criterion: CriterionVerdict) -> str:
     kind = ", ".join(filter(None, (criterion.reference_kind, _simulated(criterion))))
     reference = criterion.reference or ""
     reference += f" ({kind})" if reference and kind else kind
-    items = f"{criterion.n_used:,} of {criterion.n_total:,}" if criterion.alpha is not None else "exact"
+    items = f"{criterion.n_used:,} of {criterion.n_total:,}" if criterion.n_total else ""
+    items = "exact" if criterion.alpha is None else items
     alpha = "" if criterion.alpha is None else f"{criterion.alpha:.3g}"
     cells = (criterion.id, f"**{criterion.verdict.value}**", claim(criterion), items, alpha, reference)
     return "| " + " | ".join(_cell(cell) for cell in (*cells, criterion.note)) + " |"

@@ -51,7 +51,10 @@ class ProfileEvidence:
         subject: Subject | None,
         baseline: Subject | None = None,
         teachers: Teachers = no_teachers,
+        *,
+        limited: bool = False,
     ) -> None:
+        self._limited = limited
         self._measurer = measurer
         self._profile = profile
         self._subject = subject
@@ -84,7 +87,7 @@ class ProfileEvidence:
         if self._subject is None:
             raise NotMeasuredError("not measured: no artifact was given")
         measurement = self._measurement(self._subject, self._task(suite, task))
-        measurement.extend(n)
+        measurement.extend(n, whole_batches=not self._limited)
         return _paired(measurement)
 
     def reference(self, reference: str, suite: str, task: str) -> ReferenceScores:
@@ -144,7 +147,7 @@ class ProfileEvidence:
         if self._baseline is None:
             raise NotMeasuredError(f"not measured: no baseline ({baseline}) was given")
         measurement = self._measurement(self._baseline, self._task(suite, task))
-        measurement.extend(n)
+        measurement.extend(n, whole_batches=not self._limited)
         return _reference(
             self._baseline.label,
             "baseline",
@@ -228,7 +231,9 @@ class GateService:
     ) -> GateVerdict:
         """Decide a gate, measuring what it still needs; raises ``UsageError`` for an unknown gate."""
         spec = load_gate(gate)
-        source = ProfileEvidence(self._measurer, self._profile, subject, baseline, self._teachers)
+        source = ProfileEvidence(
+            self._measurer, self._profile, subject, baseline, self._teachers, limited=limit is not None
+        )
         return decide(
             spec,
             source,

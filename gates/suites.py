@@ -221,13 +221,13 @@ def _judge_each(pairs: Sequence[Pair], rule: Rule, bounds: bool) -> Judgement:
     values = [part.value for part in parts if part.value is not None]
     return Judgement(
         verdict,
-        min(values) if len(values) == len(parts) else None,
+        min(values, default=None),
         min(part.lower for part in parts),
         min(part.upper for part in parts),
         all(part.exact for part in parts),
         tuple(part.n_used for part in parts),
         wants,
-        f"each of {len(parts)} tasks by itself, the lowest is shown",
+        f"each of {len(parts)} tasks by itself, the lowest measured one is shown",
         tuple(parts),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from reports.artifacts import KINDS
 from reports.measured import EvidenceIndex
 from reports.schema import Report
-from reports.text import usd
+from reports.text import usd, when
 
 
 def caveats(report: Report, index: EvidenceIndex) -> list[str]:
@@ -18,7 +18,7 @@ def caveats(report: Report, index: EvidenceIndex) -> list[str]:
 def _state(report: Report) -> Iterator[str]:
     run = report.run
     if run.status == "running":
-        yield f"The run has not ended (as of {run.as_of}): figures below are what is known so far."
+        yield f"The run has not ended (as of {when(run.as_of)}): figures below are what is known so far."
     elif run.status != "done":
         yield f"The run {run.status}: {run.note}."
     for name in run.accepted_infeasible:
@@ -63,7 +63,7 @@ def _money(report: Report) -> Iterator[str]:
             "profile's prices. Nothing was paid for them."
         )
     if money.unpriced_calls:
-        yield f"{money.unpriced_calls:,} calls have no known price and are in no sum."
+        yield f"Calls without a known price, in no sum: {money.unpriced_calls:,}."
 
 
 def _measurements(report: Report, index: EvidenceIndex) -> Iterator[str]:

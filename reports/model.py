@@ -178,30 +178,18 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
 
 
 def loss_curve(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return (step, loss) of the held-out looks that a training left in its facts, else nothing.
+    """Return (step, held-out loss) of the looks that a training left in its facts, else nothing.
 
-    Reads the first list under a name with ``held_out`` or ``curve`` whose entries are losses, (step, loss)
-    pairs, or mappings with ``step`` and a name with ``loss``; other shapes are no curve.
+    ``looks`` holds mappings with ``step`` and ``held_out_loss`` (pipeline.training); an entry of another
+    shape is no point of a curve, and one point is no curve.
     """
-    for name in sorted(facts):
-        if ("held_out" in name or "curve" in name) and isinstance(facts[name], list):
-            points = [_point(place, entry) for place, entry in enumerate(facts[name], 1)]
-            curve = [point for point in points if point is not None and all(map(math.isfinite, point))]
-            if len(curve) > 1:
-                return curve
-    return []
-
-
-def _point(place: int, entry: Any) -> tuple[float, float] | None:
-    if isinstance(entry, int | float):
-        return float(place), float(entry)
-    if isinstance(entry, list) and len(entry) == 2 and all(isinstance(v, int | float) for v in entry):
-        return float(entry[0]), float(entry[1])
-    if isinstance(entry, dict):
-        losses = [v for name, v in sorted(entry.items()) if "loss" in name and isinstance(v, int | float)]
-        if losses:
-            return float(entry.get("step", place)), float(losses[0])
-    return None
+    looks = facts.get("looks")
+    curve = []
+    for look in looks if isinstance(looks, list) else []:
+        step, loss = (look.get("step"), look.get("held_out_loss")) if isinstance(look, dict) else (None, None)
+        if isinstance(step, int | float) and isinstance(loss, int | float) and math.isfinite(step + loss):
+            curve.append((float(step), float(loss)))
+    return curve if len(curve) > 1 else []
 
 
 # Money --------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from reports.text import clean, interval, share, size, speed
 _CHAR = 6.4
 """Mean width of a character of the labels' 12 px sans-serif type, in px."""
 _LINE = 14.0
-_FULL_LABELS = 12
-"""With more points than this, labels are numbers only: names stand in the table."""
+_PX_PER_LABEL = 80
+"""Where a point has less width than this, labels are numbers only: names stand in the table."""
+_NARROW = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class _Frame:
     """The plotting area: bytes on a logarithmic x axis, scores on y."""
 
     def __init__(self, points: Sequence[Point], levels: Sequence[Level], width: int, height: int) -> None:
-        self.area = _Box(46, 14, width - 16, height - 44)
+        self.area = _Box(46, 24, width - 16, height - 44)
         logs = [math.log10(point.x) for point in points]
         # A sixth of a decade of air at least, so that one size alone is still an axis.
         pad = max(0.08 * (max(logs) - min(logs)), 1 / 6)
@@ -108,13 +109,15 @@ class _Frame:
 
 def scatter(points: Sequence[Point], levels: Sequence[Level], width: int, title: str) -> str:
     """Return an SVG of quality against bytes; a larger marker is a faster model, a square one is GGUF."""
-    height = 420 if width > 600 else 340
+    height = 420 if width > _NARROW else 340
     frame = _Frame(points, levels, width, height)
     parts = [_axes(frame, height), *(_level(frame, level) for level in levels)]
     parts += [_error_bar(frame, point) for point in points]
     fastest = max((point.speed or 0.0 for point in points), default=0.0)
     radii = {point.number: _radius(point, fastest) for point in points}
-    parts += [_marker(frame, point, radii[point.number]) for point in points]
+    # Small ones last, so that no mark hides another.
+    by_size = sorted(points, key=lambda point: -radii[point.number])
+    parts += [_marker(frame, point, radii[point.number]) for point in by_size]
     parts += _labels(frame, points, levels, radii)
     return _svg(width, height, title, parts)
 
@@ -147,21 +150,28 @@ def _axes(frame: _Frame, height: int) -> str:
         parts += [_line("p-grid", x, area.top, x, area.bottom)]
         parts += [_text("p-tick", x, area.bottom + 16, size(value), "middle")]
     parts.append(_line("p-axis", area.left, area.bottom, area.right, area.bottom))
+    parts.append(_text("p-title", 4, 12, "score ↑"))
     parts.append(_text("p-title", area.right, height - 8, "bytes to download, logarithmic →", "end"))
     return "".join(parts)
 
 
 def _level(frame: _Frame, level: Level) -> str:
     y = frame.y(level.y)
-    name = f"{level.name}: {share(level.y)}"
-    return _line("p-level", frame.area.left, y, frame.area.right, y) + _text(
-        "p-levelname", frame.area.left + 6, _above(frame, y), name
-    )
+    return _line("p-level", frame.area.left, y, frame.area.right, y)
 
 
-def _above(frame: _Frame, y: float) -> float:
-    """Return the baseline of a level's name: above its line, or below where the frame ends."""
-    return y - 5 if y - 18 > frame.area.top else y + 14
+def _level_name(frame: _Frame, level: Level, taken: list[_Box]) -> tuple[str, _Box]:
+    """Place the name of a level along its line, above or below, where no mark stands."""
+    narrow = frame.area.right < _NARROW
+    name = f"{'reference' if narrow else level.name}: {share(level.y)}"
+    wide, y, area = _CHAR * len(name), frame.y(level.y), frame.area
+    places = [area.left + 6 + k * (area.right - area.left - wide - 12) / 8 for k in range(9)]
+    boxes = [_Box(x, top, x + wide, top + _LINE) for x in places for top in (y - _LINE - 3, y + 3)]
+    inside = [box for box in boxes if box.inside(area)] or boxes
+    # With no free place the first one is crossed: a name that is hard to read beats none.
+    free = (box for box in inside if not any(box.overlaps(other) for other in taken))
+    box = next(free, inside[0])
+    return _text("p-levelname", box.left, box.bottom - 3, name), box
 
 
 def _radius(point: Point, fastest: float) -> float:
@@ -201,22 +211,25 @@ def _labels(
 ) -> list[str]:
     """Place a label beside each point where nothing else stands; a short one where a long one has no room."""
     hard = [_around(frame, point, radii[point.number]) for point in points]
-    for level in levels:
-        wide = _CHAR * len(f"{level.name}: {share(level.y)}")
-        base = _above(frame, frame.y(level.y))
-        hard.append(_Box(frame.area.left, base - 12, frame.area.left + 6 + wide, base + 4))
-    soft = [_bar_box(frame, point) for point in points]
-    soft += [_Box(frame.area.left, frame.y(v.y) - 1, frame.area.right, frame.y(v.y) + 1) for v in levels]
+    bars = [_bar_box(frame, point) for point in points]
     parts = []
+    for level in levels:
+        told, box = _level_name(frame, level, hard + bars)
+        parts.append(told)
+        hard.append(box)
+    soft = bars + [
+        _Box(frame.area.left, frame.y(v.y) - 1, frame.area.right, frame.y(v.y) + 1) for v in levels
+    ]
+    roomy = (frame.area.right - frame.area.left) / _PX_PER_LABEL >= len(points)
     for point in points:
         short = str(point.number)
         fast = f", {speed(point.speed)} tok/s" if point.speed else ""
         texts = [f"{short} {point.name}{fast}", f"{short} {point.name}", short]
-        for text in texts if len(points) <= _FULL_LABELS else [short]:
-            box = _place(frame, point, radii[point.number], text, (hard, soft))
-            if box is not None:
-                hard.append(box)
-                parts.append(_label(frame, point, radii[point.number], text, box))
+        for text in texts if roomy else [short]:
+            place = _place(frame, point, radii[point.number], text, (hard, soft))
+            if place is not None:
+                hard.append(place)
+                parts.append(_label(frame, point, radii[point.number], text, place))
                 break
     return parts
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from cogumi.digest import digest_of
 from cogumi.errors import UsageError
 from cogumi.ledger import StepRow
-from cogumi.profile import GateStep, Profile, load_profile
+from cogumi.profile import GateStep, Profile, StageStep, load_profile
 from cogumi.workspace import Workspace
 from reports.artifacts import stored
 from reports.measured import EvidenceIndex, Measured
@@ -75,15 +75,14 @@ def _benchmarks(measured: Sequence[Measured]) -> list[DataPart]:
 
 
 def _files(workspace: Workspace, profile: Profile, steps: Sequence[StepRow]) -> list[DataPart]:
-    folders = {step.id: getattr(step, "files", None) for step in profile.steps}
+    published = {step.id: step.files for step in profile.steps if isinstance(step, StageStep)}
     parts: dict[str, DataPart] = {}
     for row in steps:
         artifact = stored(workspace, row.artifact)
         if row.kind != "stage" or artifact.kind != "dataset":
             continue
         for name, entry in artifact.manifest["files"].items():
-            folder = folders.get(row.step)
-            shown = f"{folder.rstrip('/')}/{name}" if folder else f"{row.step}: {name}"
+            shown = published.get(row.step, {}).get(name, f"{row.step}: {name}")
             digest, size = f"sha256:{entry['sha256']}", f"{entry['bytes']:,} bytes"
             parts[shown] = DataPart(kind="file", name=shown, digest=digest, detail=f"{size}, step {row.step}")
     return list(parts.values())

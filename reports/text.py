@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from gates.render import claim as gate_claim
+from gates.render import number
+from gates.verdicts import CriterionVerdict
+
 UNKNOWN = "–"
 
 # Control characters break HTML; bidirectional overrides let a name pretend to be another.
@@ -24,6 +28,11 @@ def clean(text: str) -> str:
 def moment(seconds: float) -> str:
     """Return a time of the ledger as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def when(iso: str) -> str:
+    """Return a time of the report for people, to the minute."""
+    return f"{iso[:10]} {iso[11:16]} UTC"
 
 
 def duration(seconds: float | None) -> str:
@@ -69,9 +78,11 @@ def share(value: float | None) -> str:
 
 
 def interval(lower: float | None, upper: float | None) -> str:
-    """Format bounds; an unknown one is open."""
+    """Format bounds: an unknown one is open, and a score over all items is exact."""
     if lower is None and upper is None:
         return UNKNOWN
+    if lower == upper:
+        return "exact"
     low = share(lower) if lower is not None else "−∞"
     return f"[{low}, {share(upper) if upper is not None else '∞'}]"
 
@@ -95,43 +106,32 @@ def short(digest: str | None) -> str:
     return digest.removeprefix("sha256:")[:12] if digest else UNKNOWN
 
 
-def figure(value: float | None, measure: str) -> str:
-    """Format a criterion's number in the unit of its measure."""
-    if value is None:
-        return UNKNOWN
-    if measure in _SHARES:
-        return share(value)
-    if measure.startswith("bytes"):
-        return size(value)
-    return count(value) if measure == "parameters" else f"{value:,.4g}"
+def is_share(measure: str) -> bool:
+    """Tell whether a measure counts a share of items, or is a ratio to a reference."""
+    return measure in _SHARES
+
+
+def figure(value: float | None) -> str:
+    """Format a criterion's number as the gate's own lines do."""
+    return UNKNOWN if value is None else number(value)
 
 
 def claim(criterion: Mapping[str, Any]) -> str:
-    """Return what a criterion found and what it asks: ``ratio 0.410 in [0.280, 0.580], asked ≥ 0.880``."""
-    measure = str(criterion["measure"])
-    sign = "≥" if criterion["comparison"] == ">=" else "≤"
-    asked = f"asked {sign} {figure(criterion['bar'], measure)}"
-    name = measure.replace("_", " ")
-    value, lower, upper = (criterion[key] for key in ("value", "lower", "upper"))
-    if value is None:
-        return f"{name} not known, {asked}"
-    # A byte count is exact: bounds that say the same would only look like an uncertainty.
-    known = lower == upper == value
-    bounds = f"[{_end(lower, measure, '−∞')}, {_end(upper, measure, '∞')}]"
-    return f"{name} {figure(value, measure)}{'' if known else f' in {bounds}'}, {asked}"
-
-
-def _end(value: float | None, measure: str, unbounded: str) -> str:
-    return unbounded if value is None else figure(value, measure)
+    """Return what a criterion found, in the gate's own words, with sizes also as people quote them."""
+    found = gate_claim(CriterionVerdict.from_json(criterion))
+    if criterion["value"] is not None and str(criterion["measure"]).startswith("bytes"):
+        found += f" ({size(criterion['value'])}, bar {size(criterion['bar'])})"
+    return found
 
 
 def terms(criterion: Mapping[str, Any]) -> list[str]:
     """Return under which terms a criterion was decided: items, error rate, attempt, reference, losses."""
     found = []
-    if criterion["n_total"]:
+    # A number that is known without chance has no sample: "1 of 1" would say nothing.
+    if criterion["n_total"] and (criterion["alpha"] is not None or criterion["n_total"] > 1):
         found.append(f"n = {criterion['n_used']:,} of {criterion['n_total']:,}")
     if criterion["alpha"] is not None:
-        found.append(f"alpha {criterion['alpha']:.4g}")
+        found.append(f"alpha {criterion['alpha']:.3g}")
     if criterion["attempt"]:
         found.append(f"attempt {criterion['attempt']}")
     if criterion["reference"]:

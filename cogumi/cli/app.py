@@ -7,9 +7,10 @@ import json
 import os
 import sys
 import traceback
+from functools import cache
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from cogumi.cli.common import Common, DataOption, WorkspaceOption
 from cogumi.errors import CogumiError
@@ -50,6 +51,7 @@ def _common(
 _COMMANDS = ("plan", "run", "status", "gate", "evaluate", "reference", "report")
 
 
+@cache
 def _register() -> None:
     for name in _COMMANDS:
         importlib.import_module(f"cogumi.cli.{name}").register(app)
@@ -63,11 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
         code = typer.main.get_command(app).main(arguments, prog_name="cogumi", standalone_mode=False)
     except CogumiError as error:
         _fail(str(error), error.exit_code, arguments)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            sys.exit(0)
         _fail(_usage_line(error), 2, arguments)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command again to go on", 130, arguments)
     except BrokenPipeError:
         # The reader of our output went away (`cogumi … | head`): not an error of ours.
@@ -78,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _usage_line(error: click.ClickException) -> str:
+def _usage_line(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "cogumi"
     message = " ".join(error.format_message().split())

@@ -88,10 +88,9 @@ class TeacherClient:
                 key, request = waiting.popleft()
                 try:
                     known[key] = await self._ask_one(key, request)
+                    tell()
                 except Exception as error:
                     self.stop(error)
-                else:
-                    tell()
 
         tell()
         await asyncio.gather(*(work() for _ in range(min(self._concurrency, len(waiting)))))
@@ -184,10 +183,12 @@ class TeacherClient:
             self.stop(error)
         except Exception as error:
             for _, done in batch:
-                done.set_exception(error)
+                if not done.done():
+                    done.set_exception(error)
             return
         for _, done in batch:
-            done.set_result(None)
+            if not done.done():
+                done.set_result(None)
 
     def _raise_if_final(self, failure: Failure) -> None:
         name = str(failure.status) if failure.status else "connection"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_model(path: Path, *, dtype: DType = "auto", device: str = "cpu") -> Loa
     precision = _precision(dtype, parameters, stored="bf16" if gguf else "auto")
     folder, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _no_bar() if gguf else contextlib.nullcontext():
             tokenizer = _gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(folder)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -91,6 +92,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _no_bar() -> contextlib.AbstractContextManager[Any]:
+    """Hide the bar of transformers' GGUF reader, which has no switch of its own."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _inspect_folder(path: Path) -> int:

@@ -47,7 +47,7 @@ def _math(texts: tuple[str, ...], signs: tuple[int, ...], high: int, weight: flo
     differ = distinct(*people)
     slots = {name: numbers(1, high) for name in names} | dict.fromkeys(people, NAMES)
     if people:
-        slots["o"] = OBJECTS
+        slots |= {"o": OBJECTS, "a": numbers(2, high)}  # the number before a plural
 
     def allowed(fields: Fields) -> bool:
         return min(results(fields)) >= 0 and differ(fields)

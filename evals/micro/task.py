@@ -10,8 +10,8 @@ from evals.micro.catalog import solve, verify, write_question
 from evals.micro.forms import DIFFICULTIES, normalise, split_of
 from evals.types import Item, ItemScore
 
-# A fifth of all questions are held out and the smallest cell holds some 1,500: see tests/evals/test_micro.py.
-_MAX_DRAWS_PER_ITEM = 400
+# Draws in a row that bring no new item before a cell counts as used up; one draw in five is held out.
+_MAX_BARREN_DRAWS = 5_000
 
 
 def gate_items(domain: str, n: int, seed: int = 0) -> list[Item]:
@@ -22,15 +22,16 @@ def gate_items(domain: str, n: int, seed: int = 0) -> list[Item]:
     rng = random.Random(f"micro/{domain}/{seed}")
     items: list[Item] = []
     seen: set[str] = set()
-    for _ in range(n * _MAX_DRAWS_PER_ITEM):
-        if len(items) == n:
-            break
+    barren = 0
+    while len(items) < n and barren < _MAX_BARREN_DRAWS:
+        barren += 1
         difficulty = DIFFICULTIES[len(items) % 2]
         question = write_question(domain, difficulty, rng)
         solution = solve(question)
         if solution is None or split_of(question) != "gate" or normalise(question) in seen:
             continue
         seen.add(normalise(question))
+        barren = 0
         target = {"answer": solution.answer, "difficulty": difficulty}
         items.append(Item(f"{domain}-{len(items) + 1:04d}", question, target, domain))
     if len(items) < n:

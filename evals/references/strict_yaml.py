@@ -63,7 +63,8 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
 
 def _one_line(error: ValidationError, path: Path, root: yaml.Node, model: type[BaseModel]) -> str:
     """Tell the first problem of a validation error in one line."""
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is also a missing one; the spelling is what to mend.
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     loc = first["loc"]
     where = ".".join(str(part) for part in loc) or "the file"
     line = _line_of(root, loc)
@@ -73,10 +74,11 @@ def _one_line(error: ValidationError, path: Path, root: yaml.Node, model: type[B
     if first["type"] == "missing":
         return f"{path}: line {line}: the key '{where}' is missing"
     message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     value = first["input"]
     if first["type"] == "float_type" and isinstance(value, str) and _is_number(value):
         message = "YAML reads this as text; write it with a point and a sign, as 540.0e+6, or as plain digits"
-    return f"{path}: line {line}: {where}: {message[:1].lower() + message[1:]}{_shown(value)}"
+    return f"{path}: line {line}: {where}: {message}{_shown(value)}"
 
 
 def _shown(value: Any) -> str:

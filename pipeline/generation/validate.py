@@ -96,7 +96,10 @@ def run(settings: ValidateSettings, ctx: StageContext) -> StageResult:
         "dropped": judged.dropped,
         "unreadable_judgements": judged.unreadable,
         "rounds": rounds,
-        "mean_scores": {name: round(total / judged.seen, 4) for name, total in judged.score_sums.items()},
+        "mean_scores": {
+            name: round(total / (judged.seen - judged.unreadable), 4)
+            for name, total in judged.score_sums.items()
+        },
         "finish_reasons": bill.finish_reasons(),
         "cost_usd": total_cost([*bill.replies, *writing.replies]),
         "simulated": any(ctx.teachers[name].simulated for name in names),

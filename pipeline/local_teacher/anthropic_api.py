@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from pipeline.local_teacher.answers import Ask, Reply, count_tokens
 from pipeline.local_teacher.state import short_digest
-from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, plain_text
+from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, page_limit, plain_text
 
 MESSAGES = "/v1/messages"
 BATCH_REQUESTS = 100_000  # docs.anthropic.com, batch processing: requests a batch may hold
@@ -103,7 +103,7 @@ class AnthropicApi:
 
     async def list_batches(self, request: Request) -> Response:
         """List batches, the newest first, in pages."""
-        limit = int(request.query_params.get("limit", "20"))
+        limit = page_limit(request)
         batches = self._service.state.batches("anthropic")
         if after := request.query_params.get("after_id"):
             ids = [batch["id"] for batch in batches]

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from pipeline.local_teacher.answers import REFUSAL, Ask, Reply, count_tokens
 from pipeline.local_teacher.options import MODELS
 from pipeline.local_teacher.state import short_digest
-from pipeline.local_teacher.wire import Service, WireError, conversation, json_body
+from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, page_limit
 
 CHAT = "/v1/chat/completions"
 BATCH_REQUESTS = 50_000  # platform.openai.com/docs/guides/batch: requests a batch file may hold
@@ -115,7 +115,7 @@ class OpenAIApi:
 
     async def list_batches(self, request: Request) -> Response:
         """List batches, the newest first, in pages."""
-        limit = int(request.query_params.get("limit", "20"))
+        limit = page_limit(request)
         batches = self._service.state.batches("openai")
         if after := request.query_params.get("after"):
             ids = [batch["id"] for batch in batches]

@@ -140,6 +140,14 @@ async def json_body(request: Request) -> dict[str, Any]:
     return value
 
 
+def page_limit(request: Request) -> int:
+    """Return how many rows a page of a list holds; both providers take 1 to 100 and default to 20."""
+    text = request.query_params.get("limit", "20")
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise WireError(400, "limit must be a whole number from 1 to 100.")
+    return int(text)
+
+
 def plain_text(content: Any) -> str:
     """Return the text of a message's content: a string or a list of text blocks."""
     if isinstance(content, str):

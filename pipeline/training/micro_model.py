@@ -40,6 +40,8 @@ class MicroModelSettings(Settings):
     """At least the 256 bytes, the 5 special tokens and some merges; not used with ``tokenizer_from``."""
     context: int = Field(default=256, gt=0)
     """Longest sequence in tokens."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the first weights."""
     seed_offset: int = 0
     """Added to the run's seed, so that two models of one run start apart."""
 
@@ -71,6 +73,7 @@ def run(settings: MicroModelSettings, ctx: StageContext) -> StageResult:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.kv_heads,
         max_position_embeddings=settings.context,
+        initializer_range=settings.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

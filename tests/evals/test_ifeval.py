@@ -27,12 +27,12 @@ def item(instruction: str, **kwargs: object) -> Item:
         (item("change_case:english_capital"), "not all capital", 0.0),
         (
             item("length_constraints:number_sentences", relation="at least", num_sentences=3),
-            "A b. C d. E f.",
+            "The cat sat down. Two dogs barked. We went home.",
             1.0,
         ),
         (
             item("length_constraints:number_sentences", relation="at least", num_sentences=4),
-            "A b. C d. E f.",
+            "The cat sat down. Two dogs barked. We went home.",
             0.0,
         ),
         (

@@ -59,7 +59,7 @@ class Scripted:
 
 def measure(root: Path, backend: Scripted, task: Echo | None = None) -> Measurement:
     measurer = Measurer(Workspace(root), None)
-    measurer._loaded = (f"{SUBJECT.digest}/{SUBJECT.backend}", backend)
+    measurer.keep(SUBJECT, backend)
     return measurer.measurement(SUBJECT, task or Echo())
 
 
@@ -128,3 +128,35 @@ def test_the_order_is_a_permutation_fixed_by_the_items(digest: str, n: int) -> N
 def test_the_order_is_not_the_files_own() -> None:
     assert committed_order("sha256:1", 100).tolist() != list(range(100))
     assert not np.array_equal(committed_order("sha256:1", 100), committed_order("sha256:2", 100))
+
+
+def test_whole_batches_round_up_and_never_past_the_end(tmp_path: Path) -> None:
+    backend = Scripted()
+    measurement = measure(tmp_path, backend)
+    measurement.extend(1, whole_batches=True)
+    assert len(measurement.scores) == 4
+    measurement.extend(9, whole_batches=True)
+    assert len(measurement.scores) == 10
+
+
+def test_of_three_models_the_oldest_is_closed(tmp_path: Path) -> None:
+    measurer = Measurer(Workspace(tmp_path), None)
+    closed: list[str] = []
+
+    class Named(Scripted):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    subjects = [Subject(name, f"sha256:{name}", "hf") for name in "ab"]
+    for subject in subjects:
+        measurer.keep(subject, Named(subject.label))
+    measurer.backend(subjects[0])
+    with pytest.raises(Exception, match="only recorded evidence"):
+        measurer.backend(Subject("c", "sha256:c", "hf"))
+    assert closed == ["b"]
+    measurer.close()
+    assert closed == ["b", "a"]

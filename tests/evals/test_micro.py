@@ -92,7 +92,9 @@ def test_code_is_executed(difficulty):
 def test_code_is_judged_by_what_it_does():
     question = "Write a function f(x) that returns x plus 3."
     assert micro.verify(question, "f = lambda y: 1 + y + 2")
-    assert micro.verify(question, "def f(n):\n    total = n\n    for _ in range(3):\n        total += 1\n    return total")
+    assert micro.verify(
+        question, "def f(n):\n    total = n\n    for _ in range(3):\n        total += 1\n    return total"
+    )
     for wrong in (
         "def f(x): return x + 4",
         "def g(x): return x + 3",
@@ -122,11 +124,11 @@ def test_garbage_is_a_wrong_answer(cell, seed, garbage):
     ("question", "right", "wrong"),
     [
         (
-            "Tom has 7 cups and gets 5 more. How many cups does Tom have?",
-            ["12", "12 cups.", "The answer is 12."],
-            ["13", "7 plus 5 is 12", "-12", "twelve", "1 2"],
+            "Tom has 6 cups and gets 5 more. How many cups does Tom have?",
+            ["11", "11 cups.", "The answer is 11."],
+            ["13", "6 plus 5 is 11", "-11", "eleven", "1 1"],
         ),
-        ("What is 9 minus 4?", ["5"], ["-5", "5.5", "05 or 6"]),
+        ("What is 6 minus 4?", ["2"], ["-2", "2.2", "2 or 3"]),
         (
             "Call a tool: send the red ball to Anna.",
             ['{"to": "Anna", "item": "red ball", "tool": "send"}'],
@@ -148,25 +150,47 @@ def test_garbage_is_a_wrong_answer(cell, seed, garbage):
             ],
         ),
         (
-            "Ben is older than Mia. Tom is younger than Mia. Who is the youngest?",
+            "Ben is older than Mia. Mia is older than Tom. Who is the youngest?",
             ["Tom", "tom."],
             ["Ben", "Mia", "Tom and Ben"],
+        ),
+        ("Tom beat Anna, Anna beat Ben and Ben beat Mia. Who came third?", ["Ben"], ["Anna", "third"]),
+        (
+            "Tom took the ball to the park. Then Mia took the cup to the shop. Where did Tom go?",
+            ["park", "Park."],
+            ["shop", "park shop"],
         ),
         (
             "Summarize: Tom is in the park. Mia is in the park.",
             ["Tom and Mia are in the park.", "Mia and Tom are in the park"],
             ["Tom is in the park.", "Tom and Tom are in the park."],
         ),
-        ("Which is the lightest, a cat, a flea or a lion?", ["flea", "A flea."], ["cat", "flea or cat"]),
-        ("Is a lion smaller than a rat?", ["No", "no."], ["Yes", ""]),
-        ("Say red cup 2 times with commas.", ["red cup, red cup", "Red cup, red cup."], ["red cup red cup", "red cup"]),
+        (
+            "Tom wants to read. Which helps, a ring or a book?",
+            ["book", "A book."],
+            ["ring", "a book or a ring"],
+        ),
+        (
+            "Tom wants to read and Mia wants to pay. What do they need?",
+            ["book and coin", "a coin and a book"],
+            ["book", "book and book", "book and pen"],
+        ),
+        (
+            "Say red cup 2 times with commas.",
+            ["red cup, red cup", "Red cup, red cup."],
+            ["red cup red cup", "red cup"],
+        ),
         ("Say red cup in capital letters.", ["RED CUP"], ["Red Cup", "red cup"]),
         (
             "Name 2 colors, but not red or blue.",
             ["green, black", "white and yellow", "yellow, green."],
             ["green", "green, red", "green, green", "green, black, white", "green, pink"],
         ),
-        ("List in reverse order: ball, cup, hat.", ["hat, cup, ball", "hat,cup,ball"], ["ball, cup, hat", "hat, cup"]),
+        (
+            "List in reverse order: ball, cup, hat.",
+            ["hat, cup, ball", "hat,cup,ball"],
+            ["ball, cup, hat", "hat, cup"],
+        ),
     ],
 )
 def test_verifier_takes_every_right_answer_and_no_other(question, right, wrong):
@@ -175,7 +199,14 @@ def test_verifier_takes_every_right_answer_and_no_other(question, right, wrong):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Hello", "What is 7 plus?", "What is 7 plus 5? Really?", "Tom is older than Tom. Who is the oldest?"]
+    "text",
+    [
+        "",
+        "Hello",
+        "What is 7 plus?",
+        "What is 7 plus 5? Really?",
+        "Tom is older than Mia. Mia is older than Tom. Who is the oldest?",
+    ],
 )
 def test_other_texts_are_not_questions(text):
     assert micro.solve(text) is None
@@ -186,9 +217,9 @@ def test_other_texts_are_not_questions(text):
 
 
 def test_unknown_names_are_usage_errors():
-    with pytest.raises(UsageError, match="unknown micro-domain 'maths' .*math"):
+    with pytest.raises(UsageError, match=r"unknown micro-domain 'maths' .*math"):
         micro.write_question("maths", "easy", random.Random(0))
-    with pytest.raises(UsageError, match="unknown difficulty 'eassy' .*easy"):
+    with pytest.raises(UsageError, match=r"unknown difficulty 'eassy' .*easy"):
         micro.write_question("math", "eassy", random.Random(0))
     with pytest.raises(UsageError, match="distinct held-out questions"):
         micro.gate_items("instruction", 5_000)
@@ -198,7 +229,16 @@ def test_split_ignores_case_spacing_and_closing_marks():
     assert micro.split_of("What is  7 plus 5?") == micro.split_of("what is 7 plus 5")
     # Pinned: a change of the hash would let yesterday's training data into today's gate.
     questions = [f"What is {left} plus 5?" for left in range(1, 9)]
-    assert [micro.split_of(question) for question in questions] == PINNED
+    assert [micro.split_of(question) for question in questions] == [
+        "train",
+        "train",
+        "gate",
+        "final",
+        "train",
+        "train",
+        "gate",
+        "gate",
+    ]
 
 
 @pytest.mark.parametrize("domain", micro.DOMAINS)

@@ -1,0 +1,134 @@
+"""A report as one HTML page that stands alone: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import plot, rows, text
+from reports.quality import ALPHA
+from reports.schema import ArtifactPart, Report
+
+_SECTIONS = (
+    ("verdicts", "Verdicts"),
+    ("artifacts", "Models"),
+    ("history", "Every verdict"),
+    ("steps", "Steps"),
+    ("money", "Money"),
+    ("reproduce", "How to reproduce"),
+    ("caveats", "Before you quote a number"),
+)
+_SIGNS = {"PASS": "✓", "FAIL": "✗", "UNDECIDED": "?", "INFEASIBLE": "∅", "ERROR": "!", "BUDGET": "$"}
+
+
+def render_html(report: Report) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    suites = rows.suite_columns(report)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        t=text,
+        headline=rows.headline(report),
+        sections=_SECTIONS,
+        suites=suites,
+        alpha=ALPHA,
+        version=version("cogumi"),
+        badge=_badge,
+        strip=_strip,
+        plots=[found for suite in suites if (found := _plots(report, suite.name))],
+        curves=[(name, svg) for name, svg in _curves(report)],
+        by_task=list(rows.tasks_of(report)),
+        history=list(rows.history_of(report)),
+        key_figures=rows.key_figures,
+        longest=max((step.seconds or 0.0 for step in report.steps), default=0.0) or 1.0,
+        profile_text=json.dumps(report.reproduce.profile, indent=2, ensure_ascii=False),
+    )
+
+
+def _printable(value: Any) -> Any:
+    return text.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _badge(verdict: str | None) -> Markup:
+    if verdict is None:
+        return Markup('<span class="verdict">NOT DECIDED</span>')
+    return Markup('<span class="verdict v-{}"><span aria-hidden="true">{} </span>{}</span>').format(
+        verdict.lower(), _SIGNS.get(verdict, ""), verdict
+    )
+
+
+def _strip(criterion: Mapping[str, Any]) -> Markup:
+    data = plot.Strip(
+        value=criterion["value"],
+        lower=criterion["lower"],
+        upper=criterion["upper"],
+        bar=criterion["bar"],
+        at_least=criterion["comparison"] == ">=",
+        share=text.is_share(criterion["measure"]),
+    )
+    return Markup(plot.strip(data, f"{criterion['id']}: {text.claim(criterion)}"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plots:
+    suite: str
+    levels: bool
+    wide: Markup
+    narrow: Markup
+
+
+def _plots(report: Report, suite: str) -> _Plots | None:
+    """Return the plot of a suite in two widths, or None for fewer than two models: a table says that."""
+    points = [point for artifact in report.artifacts if (point := _point(artifact, suite))]
+    if len(points) < 2:
+        return None
+    levels = [
+        plot.Level(f"{one.name}{', simulated' if one.simulated else ''}", one.score)
+        for one in report.references
+        if one.suite == suite
+    ]
+    title = f"Quality on {suite} against bytes to download; the table of models holds the same figures"
+    wide, narrow = (Markup(plot.scatter(points, levels, width, title)) for width in (1040, 380))
+    return _Plots(suite, bool(levels), wide, narrow)
+
+
+def _point(artifact: ArtifactPart, suite: str) -> plot.Point | None:
+    part = next((part for part in artifact.quality if part.suite == suite), None)
+    if part is None or part.score is None or not artifact.bytes_download:
+        return None
+    return plot.Point(
+        number=artifact.number,
+        name=artifact.name,
+        x=float(artifact.bytes_download),
+        y=part.score,
+        lower=part.score if part.lower is None else part.lower,
+        upper=part.score if part.upper is None else part.upper,
+        speed=artifact.tokens_per_second,
+        square=artifact.kind == "gguf",
+    )
+
+
+def _curves(report: Report) -> Iterator[tuple[str, Markup]]:
+    several = {step.step for step in report.steps if step.attempt > 1}
+    for step in report.steps:
+        if step.curve:
+            name = f"{step.step}, attempt {step.attempt}" if step.step in several else step.step
+            first, last = step.curve[0][1], step.curve[-1][1]
+            yield (
+                name,
+                Markup(plot.curve(step.curve, f"{name}: held-out loss from {first:.3g} to {last:.3g}")),
+            )

