@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cogumi.errors import UsageError, nearest
 from cogumi.stage import TeacherConfig
+from cogumi.strict_yaml import explain, read_mapping
+
+if TYPE_CHECKING:
+    from yaml import Node
 
 _FOLDER = Path(__file__).parent / "profiles"
 
@@ -234,41 +238,22 @@ def load_profile(name: str) -> Profile:
         if path.parent == _FOLDER:
             raise UsageError(f"no profile {name!r}{nearest(name, profile_names())}")
         raise UsageError(f"no such file {name}")
-    return parse_profile(read_yaml(path), str(name))
+    data, root = read_mapping(path)
+    return parse_profile(data, str(name), root)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; raises ``UsageError`` with file and line when it is none."""
-    import yaml
-
-    try:
-        document = yaml.load(
-            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{path}{where}: not readable as YAML: {problem}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: a mapping of keys is expected, found {type(document).__name__}")
-    return document
-
-
-def parse_profile(document: Mapping[str, Any], origin: str) -> Profile:
-    """Validate a profile document; ``origin`` names it in errors."""
+def parse_profile(document: Mapping[str, Any], origin: str, root: Node | None = None) -> Profile:
+    """Validate a profile document; ``origin`` names it in errors, ``root`` knows the lines of its file."""
     steps = document.get("steps", [])
     if isinstance(steps, list):
-        _check_steps(steps, origin)
+        _check_steps(steps, origin, root)
     try:
         return Profile.model_validate(document)
     except ValidationError as error:
-        raise UsageError(f"profile {origin}: {explain(error, Profile)}") from None
+        raise UsageError(f"profile {origin}: {explain(error, Profile, root)}") from None
 
 
-def _check_steps(steps: list[Any], origin: str) -> None:
+def _check_steps(steps: list[Any], origin: str, root: Node | None) -> None:
     # A union reports the errors of all its members; decide the member first, so that one line suffices.
     kinds: dict[str, type[BaseModel]] = {"uses": StageStep, "measure": MeasureStep, "gate": GateStep}
     for index, step in enumerate(steps):
@@ -280,36 +265,9 @@ def _check_steps(steps: list[Any], origin: str) -> None:
             raise UsageError(
                 f"{where}: exactly one of uses, measure, gate is expected, found {chosen or 'none'}"
             )
+        model = kinds[chosen[0]]
         try:
-            kinds[chosen[0]].model_validate(step)
+            model.model_validate(step)
         except ValidationError as error:
-            raise UsageError(f"{where} ({step.get('id', '?')}): {explain(error, kinds[chosen[0]])}") from None
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Turn pydantic's report into one line: the first problem, its place and the nearest known key."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        owner = _model_at(model, first["loc"][:-1])
-        known = sorted(owner.model_fields) if owner else []
-        return f"unknown key {place}{nearest(str(first['loc'][-1]), known)}"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    import typing
-
-    current: type[BaseModel] | None = model
-    for part in path:
-        if current is None:
-            return None
-        field = current.model_fields.get(str(part))
-        if field is None:
-            # A key of a mapping or an index of a list: the model stays the one of its values.
-            continue
-        candidates = [field.annotation, *typing.get_args(field.annotation)]
-        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        current = models[0] if models else None
-    return current
+            told = explain(error, model, root, ("steps", index))
+            raise UsageError(f"{where} ({step.get('id', '?')}): {told}") from None

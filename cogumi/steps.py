@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cogumi.errors import UsageError, nearest
-from cogumi.profile import Profile, StageStep, explain
+from cogumi.profile import Profile, StageStep
 from cogumi.stage import Settings, Stage
+from cogumi.strict_yaml import explain
 
 
 def named_in(value: Any) -> list[str]:

@@ -48,10 +48,11 @@ class Limits:
 
     ``memory`` is address space of each process and ``processes`` counts threads too, so the program's memory
     is at most their product plus ``disk``, the size of its private ``/tmp``. ``output`` caps each of stdout
-    and stderr.
+    and stderr. ``cpu_seconds`` ends busy loops; ``seconds`` is wide, so that a loaded machine fails no honest
+    program.
     """
 
-    seconds: float = 5.0
+    seconds: float = 10.0
     cpu_seconds: int = 4
     memory: int = 256 * _MIB
     processes: int = 4

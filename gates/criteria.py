@@ -88,6 +88,10 @@ def _suite_look(docket: Docket, criterion: Criterion, bounds: bool) -> Look:
     judgement = judge(pairs, replace(rule, alpha=alpha), bounds=bounds)
     if criterion.comparison == "<=":
         judgement = _mirrored(judgement)
+    elif judgement.verdict is Verdict.PASS and not any(pair.high for pair in pairs):
+        # Any share of nothing is nothing: a model that gets everything wrong would "retain" it all.
+        note = "the reference gets none of these items right, so a share of it says nothing"
+        judgement = replace(judgement, verdict=Verdict.UNDECIDED, exact=False, note=note)
     verdict = _suite_verdict(criterion, judgement, measured, pairs)
     return Look(replace(verdict, attempt=attempt, alpha=alpha), _within_limit(docket, judgement, pairs))
 

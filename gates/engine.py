@@ -45,7 +45,7 @@ def decide(
     docket = Docket(spec, evidence, book, artifact, limit)
     failures: dict[str, CogumiError] = {}
     looks = {criterion.id: look(docket, criterion, bounds=False) for criterion in spec.criteria}
-    while not _hopeless(looks, failures):
+    while not _hopeless(spec, looks, failures):
         criterion = _open(spec, looks, failures)
         if criterion is None:
             break
@@ -68,9 +68,20 @@ def infeasible(spec: GateSpec, evidence: EvidenceSource, book: AttemptBook) -> d
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _hopeless(looks: Mapping[str, Look], failures: Mapping[str, CogumiError]) -> bool:
-    return any(found.verdict.verdict in HOPELESS for found in looks.values()) or any(
-        isinstance(error, BudgetError) for error in failures.values()
+def _hopeless(spec: GateSpec, looks: Mapping[str, Look], failures: Mapping[str, CogumiError]) -> bool:
+    """Tell whether the gate cannot pass any more, so that nothing else need be measured for it.
+
+    A rate over a suite's items is a by-product of measuring them: it does not cut the suite's main claim
+    short, or one truncated answer could leave a reader without the ratio that the gate is about.
+    """
+    if any(isinstance(error, BudgetError) for error in failures.values()):
+        return True
+    main = [criterion for criterion in spec.criteria if criterion.item_rate is None]
+    open_suites = {c.suite for c in main if looks[c.id].wants and c.id not in failures}
+    return any(
+        looks[criterion.id].verdict.verdict in HOPELESS
+        for criterion in spec.criteria
+        if criterion.item_rate is None or criterion.suite not in open_suites
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cogumi.errors import UsageError
-from evals.references.strict_yaml import load_strict
+from cogumi.strict_yaml import load_strict
 from gates.verdicts import Comparison
 
 FOLDER = Path(__file__).parent

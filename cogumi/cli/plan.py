@@ -113,12 +113,15 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
 
 def print_plan(document: dict[str, Any]) -> None:
     """Print a plan for people."""
+    from gates.render import number
+
     typer.echo(f"profile {document['profile']}: {document['title']}")
     if document["gates"]:
         typer.echo("\ngates")
         for row in document["gates"]:
+            bar = number(row["bar"])
             mark = "could be met" if row["feasible"] else f"INFEASIBLE: {row['why']}"
-            typer.echo(f"  {row['criterion']:<24} {row['comparison']} {row['bar']:<10g} {mark}")
+            typer.echo(f"  {row['criterion']:<24} {row['comparison']} {bar:<12} {mark}")
     if document["sizes"]:
         typer.echo("\nsizes")
         for row in document["sizes"]:

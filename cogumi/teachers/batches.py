@@ -18,7 +18,7 @@ from cogumi.digest import digest_of
 from cogumi.errors import BudgetError, RunError
 from cogumi.teachers.client import OnProgress, TeacherClient
 from cogumi.teachers.pricing import expected_usd
-from cogumi.teachers.types import BatchItem, BatchLimits, BatchTicket, Reply, TeacherRequest
+from cogumi.teachers.types import BatchItem, BatchTicket, Reply, TeacherRequest
 
 _UNDER_WAY = "submitting:"
 _CLOCK_SKEW_SECONDS = 600.0
@@ -41,9 +41,10 @@ async def ask_batch(
     """
     keys = [request.key(client.config) for request in requests]
     unique = dict(zip(keys, requests, strict=True))
+    known = client.calls.recorded(list(unique))
+    client.stats.from_ledger += len(known)
     collector = _Collector(client, poll_seconds, len(unique), on_progress)
-    client.stats.from_ledger += len(client.calls.recorded(list(unique)))
-    parts = split(client, unique, client.provider.limits)
+    parts = split(client, unique)
     results = await asyncio.gather(*(collector.finish(part) for part in parts), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -52,8 +53,9 @@ async def ask_batch(
     return [Reply.from_response(found[key]) for key in keys]
 
 
-def split(client: TeacherClient, unique: Part, limits: BatchLimits) -> list[Part]:
-    """Cut requests, in order, into parts that a provider takes as one batch each."""
+def split(client: TeacherClient, unique: Part) -> list[Part]:
+    """Cut requests, in order, into parts that the provider takes as one batch each."""
+    limits = client.provider.limits
     parts: list[Part] = []
     room = 0
     for key, request in unique.items():

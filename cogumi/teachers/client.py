@@ -13,7 +13,7 @@ from cogumi.stage import CallRecord, Calls, TeacherConfig
 from cogumi.teachers.limit import AdaptiveLimit, RetryPolicy
 from cogumi.teachers.pricing import cost_usd, expected_usd
 from cogumi.teachers.providers import open_provider
-from cogumi.teachers.types import Answer, Failure, Reply, TeacherRequest, TeacherStats, response_of
+from cogumi.teachers.types import Answer, Failure, Provider, Reply, TeacherRequest, TeacherStats, response_of
 
 OnProgress = Callable[[int, int], None]
 """Told (done, total)."""
@@ -53,7 +53,7 @@ class TeacherClient:
         self.calls = spending.calls
         self.policy = policy
         self.stats = TeacherStats()
-        self.provider = open_provider(config, self.policy.timeout_seconds)
+        self._provider: Provider | None = None
         self._concurrency = concurrency
         self._limit = AdaptiveLimit(concurrency)
         self._stop: Exception | None = None
@@ -63,7 +63,15 @@ class TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.provider.close()
+        if self._provider is not None:
+            await self._provider.close()
+
+    @property
+    def provider(self) -> Provider:
+        """The SDK behind this client, opened when first needed: what is recorded needs no key."""
+        if self._provider is None:
+            self._provider = open_provider(self.config, self.policy.timeout_seconds)
+        return self._provider
 
     async def ask_many(
         self, requests: Sequence[TeacherRequest], on_progress: OnProgress | None = None
@@ -181,7 +189,8 @@ class TeacherClient:
         except BudgetError as error:
             # Raised after the commit: these answers count, the next ones are not asked.
             self.stop(error)
-        except Exception as error:
+        except BaseException as error:
+            # Handed to those who wait, whatever it is: the event loop would swallow it here.
             for _, done in batch:
                 if not done.done():
                     done.set_exception(error)

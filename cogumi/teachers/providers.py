@@ -75,7 +75,7 @@ def classify(error: Exception, sdk: Any, config: TeacherConfig, key: str) -> Fai
         return Failure(kind, f"HTTP {status}: {said}", status, retry_after(headers))  # type: ignore[arg-type]
     if isinstance(error, sdk.APITimeoutError | TimeoutError):
         return Failure("retry", "no answer in time")
-    if isinstance(error, sdk.APIError | GarbageError | ValueError):
+    if isinstance(error, sdk.APIError | GarbageError | ValueError) or _is_transport_error(error):
         # Dropped connections, bodies cut short, JSON that is none.
         return Failure("retry", f"{type(error).__name__}: {error}"[:200].replace(key, "***"))
     return None
@@ -91,6 +91,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         moment = email.utils.parsedate_to_datetime(value) if "," in value else None
     return None if moment is None else max(0.0, moment.timestamp() - time.time())
+
+
+def _is_transport_error(error: Exception) -> bool:
+    # Both SDKs let errors of their HTTP library through while a result file is streamed, and which
+    # library that is (httpx, httpx2) changes with their versions: the class is known by its name.
+    return any(base.__name__ == "RequestError" for base in type(error).__mro__)
 
 
 def _provider_message(error: Any) -> str:

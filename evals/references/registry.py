@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cogumi.errors import UsageError, nearest
 from evals.references.scores import ReferenceScores
-from evals.references.strict_yaml import load_strict
+from cogumi.strict_yaml import load_strict
 
 PACKAGED = Path(__file__).parent
 WORKSPACE_FOLDER = "references"

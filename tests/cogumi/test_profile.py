@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cogumi.errors import UsageError
+from cogumi.errors import CogumiError, UsageError
 from cogumi.profile import load_profile, parse_profile, profile_names
 from cogumi.steps import check_stages, merge
 from gates.spec import load_gate
@@ -69,16 +69,18 @@ def test_a_wrong_profile_is_one_line_that_names_the_place(change: dict[str, Any]
     ("text", "told"),
     [
         ("a: [1", "line 2"),
-        ("- 1\n- 2\n", "a mapping of keys is expected"),
+        ("- 1\n- 2\n", "a mapping of keys"),
         ("a: 1\nb: {c: 1\nd: 2\n", "line 3"),
-        ("\x00", "not readable as YAML"),
+        ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' stands here twice"),
+        ("profile: p\ntitle: t\nstep: []\n", "line 3: unknown key step (did you mean 'steps'?)"),
     ],
 )
 def test_unreadable_yaml_names_file_and_line(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError) as found:
+    with pytest.raises(CogumiError) as found:
         load_profile(str(path))
+    assert found.value.exit_code in (2, 5)
     assert told in str(found.value)
     assert "bad.yaml" in str(found.value)
 

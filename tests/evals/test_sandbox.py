@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from evals.sandbox import Limits, call_function, run_python, same_json
 
 needs_sandbox = pytest.mark.skipif(not sandbox.available(), reason=sandbox.NO_SANDBOX)
 
-SHORT = Limits(seconds=1.5, cpu_seconds=1)
+BUSY = Limits(seconds=20, cpu_seconds=1)
+IDLE = Limits(seconds=1)
 
 
 def test_without_bubblewrap_nothing_runs(monkeypatch, tmp_path):
@@ -113,7 +115,7 @@ FORGERIES = {
 @needs_sandbox
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forged_results_do_not_pass(name):
-    results = call_function(FORGERIES[name], "f", [[1], [2]], SHORT)
+    results = call_function(FORGERIES[name], "f", [[1], [2]], BUSY)
     assert not same_json(results, [2, 3])
 
 
@@ -121,7 +123,7 @@ def test_forged_results_do_not_pass(name):
 class TestHostile:
     def test_fork_bomb_is_refused(self):
         source = "import os\nwhile True:\n    os.fork()"
-        limits = _marked(SHORT)
+        limits = _marked(BUSY)
         result = run_python(source, limits=limits)
         assert result.exit_code != 0
         assert "BlockingIOError" in result.stderr or result.timed_out
@@ -132,12 +134,12 @@ class TestHostile:
             "import threading, time\n"
             "for n in range(500): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
         )
-        result = run_python(source, limits=SHORT)
+        result = run_python(source, limits=BUSY)
         assert result.exit_code != 0
         assert "can't start new thread" in result.stderr
 
     def test_memory_bomb_is_refused(self):
-        result = run_python("blocks = []\nwhile True: blocks.append(bytearray(1 << 20))", limits=SHORT)
+        result = run_python("blocks = []\nwhile True: blocks.append(bytearray(1 << 24))", limits=BUSY)
         assert result.exit_code != 0
         assert "MemoryError" in result.stderr
 
@@ -155,22 +157,23 @@ class TestHostile:
         result = run_python("open('/tmp/x', 'wb').truncate(1 << 40)")
         assert result.exit_code != 0
 
-    @pytest.mark.parametrize("source", ["while True: pass", "import time\ntime.sleep(60)"])
-    def test_endless_programs_end(self, source):
-        result = run_python(source, limits=SHORT)
-        assert result.exit_code != 0
+    def test_endless_loop_ends(self):
+        assert run_python("while True: pass", limits=BUSY).exit_code == 128 + signal.SIGKILL
+
+    def test_endless_sleep_ends(self):
+        assert run_python("import time\ntime.sleep(60)", limits=IDLE).timed_out
 
     def test_endless_output_is_cut(self):
-        result = run_python("while True: print('x' * 4096)", limits=SHORT)
+        result = run_python("while True: print('x' * 4096)", limits=BUSY)
         assert result.truncated
-        assert len(result.stdout) == SHORT.output
+        assert len(result.stdout) == BUSY.output
 
     def test_ignored_signals_do_not_save_it(self):
         source = (
             "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
             "    except (OSError, ValueError): pass\ntime.sleep(60)"
         )
-        assert run_python(source, limits=SHORT).timed_out
+        assert run_python(source, limits=IDLE).timed_out
 
     def test_deleting_everything_deletes_nothing(self, tmp_path):
         marker = tmp_path / "marker"

@@ -273,7 +273,7 @@ def test_resumed_run_gives_the_same_bytes(
 
 
 def test_faults_leave_quotas_exact(tmp_path: Path) -> None:
-    names = ("429", "500", "drop", "truncated", "refusal", "wrong_count", "duplicate", "empty", "batch_error")
+    names = ("500", "drop", "truncated", "refusal", "wrong_count", "duplicate", "empty", "batch_error")
     options = TeacherOptions(tmp_path / "teacher", faults=dict.fromkeys(names, 0.06))
     with LocalTeacher(options) as teacher:
         made = Bench(tmp_path / "bench", teacher.base_url)
@@ -315,7 +315,7 @@ def test_teacher_that_writes_nothing_usable_runs_dry(tmp_path: Path) -> None:
 def test_exhausted_reserve_is_an_error_that_names_the_cell(bench: Bench, tmp_path: Path) -> None:
     with LocalTeacher(TeacherOptions(tmp_path / "teacher", faults={"empty": 1.0})) as mute:
         made = Bench(tmp_path / "bench", mute.base_url, made=dict(bench.made))
-        with pytest.raises(RunError, match=r"reserve is used up: coding/easy lacks \d+"):
+        with pytest.raises(RunError, match=r"reserve is used up: math/easy lacks \d+"):
             made.run("answers_easy", teacher="mini")
 
 
@@ -352,7 +352,7 @@ def test_merge_refuses_missing_twice_answered_and_unknown_questions(bench: Bench
     broken = '{"question_id": "math_easy_0001", "answer": 5}'
     for number, (changed, message) in enumerate(
         (
-            (lines[1:], r"math/easy has 11 of 12"),
+            (lines[1:], r"coding/easy has 3 of 4"),
             ([*lines, lines[0]], r"is answered twice"),
             ([*lines, stray], r"math_easy_9999 is answered but is no validated question"),
             ([*lines, broken], rf"{file}, line {len(lines) + 1}: no text under answer"),

@@ -22,6 +22,18 @@ def load_strict(path: Path, model: type[Model]) -> Model:
     Raises ``UsageError`` for a missing file or content that does not fit the model, ``RunError`` for a file
     that is no YAML at all.
     """
+    data, root = read_mapping(path)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error, model, root)}") from None
+
+
+def read_mapping(path: Path) -> tuple[dict[str, Any], yaml.Node]:
+    """Parse ``path`` as one YAML mapping; return its content and the nodes, which know their lines.
+
+    Raises like ``load_strict``; a key that stands twice is an error, where YAML would keep the last one.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -31,7 +43,7 @@ def load_strict(path: Path, model: type[Model]) -> Model:
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
-        data = loader.construct_document(root) if root is not None else None
+        data: Any = loader.construct_document(root) if root is not None else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark is not None else ""
@@ -39,10 +51,7 @@ def load_strict(path: Path, model: type[Model]) -> Model:
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: line 1: must be a mapping of keys to values")
     _refuse_duplicates(root, path)
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(_one_line(error, path, root, model)) from None
+    return data, root
 
 
 def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
@@ -61,24 +70,32 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
             _refuse_duplicates(item, path)
 
 
-def _one_line(error: ValidationError, path: Path, root: yaml.Node, model: type[BaseModel]) -> str:
-    """Tell the first problem of a validation error in one line."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    root: yaml.Node | None = None,
+    at: tuple[int | str, ...] = (),
+) -> str:
+    """Tell the first problem of a validation error in one line, with its line where the nodes are known.
+
+    ``at`` is where the validated mapping stands below ``root``.
+    """
     # A misspelt key is also a missing one; the spelling is what to mend.
     first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     loc = first["loc"]
-    where = ".".join(str(part) for part in loc) or "the file"
-    line = _line_of(root, loc)
+    where = ".".join(str(part) for part in loc)
+    line = f"line {_line_of(root, (*at, *loc))}: " if root is not None else ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, loc[:-1])
-        return f"{path}: line {line}: unknown key '{where}'{nearest(str(loc[-1]), known)}"
+        return f"{line}unknown key {where}{nearest(str(loc[-1]), known)}"
     if first["type"] == "missing":
-        return f"{path}: line {line}: the key '{where}' is missing"
+        return f"{line}the key {where} is missing"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = first["input"]
     if first["type"] == "float_type" and isinstance(value, str) and _is_number(value):
         message = "YAML reads this as text; write it with a point and a sign, as 540.0e+6, or as plain digits"
-    return f"{path}: line {line}: {where}: {message}{_shown(value)}"
+    return f"{line}{where}: {message}{_shown(value)}" if where else f"{line}{message}"
 
 
 def _shown(value: Any) -> str:
@@ -115,10 +132,14 @@ def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that ``model`` knows at ``loc``, following nested models through lists and unions."""
     current: type[BaseModel] | None = model
     for part in loc:
-        if isinstance(part, int) or current is None:
+        if isinstance(part, int):
             continue
+        if current is None:
+            return []
         field = current.model_fields.get(part)
-        current = _model_in(field.annotation) if field is not None else None
+        if field is not None:
+            # Where there is no such field, the part is a key of a mapping, whose values have the same model.
+            current = _model_in(field.annotation)
     return list(current.model_fields) if current is not None else []
 
 
