@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from cogumi.digest import digest_of, file_sha256, tree_files
 from cogumi.errors import RunError, UsageError, nearest
+from cogumi.hub import cached_folder, hub_reachable, model_folder
 from cogumi.store import Artifact, write_atomic
 from cogumi.workspace import Workspace
 
@@ -75,7 +76,7 @@ def resolve(ref: str, workspace: Workspace, backend: Literal["auto", "hf", "gguf
     if ref.endswith(".gguf") or ref.startswith((".", "/", "~")):
         raise UsageError(f"no such model file or folder: {ref}")
     if ref.count("/") == 1:
-        return _path_subject(_hub_folder(ref), ref, workspace, backend)
+        return _path_subject(model_folder(ref), ref, workspace, backend)
     raise UsageError(f"no artifact, folder or model {ref!r}{nearest(ref, sorted(KNOWN_MODELS))}")
 
 
@@ -149,11 +150,11 @@ def _cached_digest(path: Path, workspace: Workspace) -> tuple[str, int]:
 
 
 def _known_path(known: KnownModel, backend: str) -> Path:
-    cached = _cached_hub_folder(known.hub)
+    cached = cached_folder(known.hub)
     if cached is not None and backend != "gguf":
         return cached
-    if backend != "gguf" and _hub_reachable():
-        return _hub_folder(known.hub)
+    if backend != "gguf" and hub_reachable():
+        return model_folder(known.hub)
     spec = importlib.util.find_spec(known.package)
     if spec is None or spec.origin is None:
         raise RunError(
@@ -164,46 +165,3 @@ def _known_path(known: KnownModel, backend: str) -> Path:
     if not path.is_file():
         raise RunError(f"{path}: missing from its package; reinstall {known.package.replace('_', '-')}")
     return path
-
-
-def _hub_reachable() -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    import socket
-    from urllib.parse import urlsplit
-
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=2).close()
-    except OSError:
-        return False
-    return True
-
-
-def _cached_hub_folder(name: str) -> Path | None:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    base = home / "hub" / f"models--{name.replace('/', '--')}"
-    try:
-        revision = (base / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
-    folder = base / "snapshots" / revision
-    return folder if (folder / "config.json").is_file() else None
-
-
-def _hub_folder(name: str) -> Path:
-    cached = _cached_hub_folder(name)
-    if cached is not None:
-        return cached
-    if not _hub_reachable():
-        raise RunError(f"{name}: not in the local cache, and the hub is not reachable")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except RepositoryNotFoundError:
-        raise UsageError(f"no model {name!r} on the hub") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise RunError(f"{name}: download failed ({type(error).__name__})") from None

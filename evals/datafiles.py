@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi.errors import RunError
+from cogumi.hub import hub_reachable
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -53,6 +54,10 @@ def benchmark_rows(
         if not path.is_file():
             raise RunError(f"{path}: no such benchmark file; --data names the folder that holds {file}")
         return read_jsonl(path), str(path)
+    if not hub_reachable():
+        raise RunError(
+            f"{file}: give a folder that holds it with --data or COGUMI_DATA; the hub does not answer"
+        )
     try:
         from datasets import load_dataset
 

@@ -18,6 +18,7 @@ from cogumi.cli.common import (
     place,
     size,
 )
+from cogumi.errors import RunError
 from cogumi.profile import Profile, load_profile
 from cogumi.verdict import Verdict
 
@@ -62,8 +63,11 @@ def plan_document(profile: Profile, where: Place) -> dict[str, Any]:
     check_stages(profile, stages)
     sizes = [check_size(model) for model in profile.models]
     gates = gate_feasibility(profile, where)
-    infeasible = {row["criterion"]: row["why"] for row in gates if not row["feasible"]}
-    infeasible |= {check.criterion: check.why for check in sizes if not check.feasible}
+    too_small = {check.criterion: check.why for check in sizes if not check.feasible}
+    for row in gates:
+        if row["criterion"] in too_small:
+            row |= {"feasible": False, "why": too_small[row["criterion"]]}
+    infeasible = {row["criterion"]: row["why"] for row in gates if not row["feasible"]} | too_small
     estimate = estimate_run(profile)
     return {
         "profile": profile.profile,
@@ -97,7 +101,11 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
     rows = []
     for name in profile.gate_names():
         spec = load_gate(name)
-        reasons = infeasible(spec, source, NoAttempts())
+        unchecked = ""
+        try:
+            reasons = infeasible(spec, source, NoAttempts())
+        except RunError as error:
+            reasons, unchecked = {}, f"not checked: {error}"
         for criterion in spec.criteria:
             rows.append(
                 {
@@ -105,7 +113,7 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
                     "bar": criterion.bar,
                     "comparison": criterion.comparison,
                     "feasible": criterion.id not in reasons,
-                    "why": reasons.get(criterion.id, ""),
+                    "why": reasons.get(criterion.id, unchecked),
                 }
             )
     return rows
@@ -120,7 +128,9 @@ def print_plan(document: dict[str, Any]) -> None:
         typer.echo("\ngates")
         for row in document["gates"]:
             bar = number(row["bar"])
-            mark = "could be met" if row["feasible"] else f"INFEASIBLE: {row['why']}"
+            mark = row["why"] or "could be met"
+            if not row["feasible"]:
+                mark = f"INFEASIBLE: {mark}"
             typer.echo(f"  {row['criterion']:<24} {row['comparison']} {bar:<12} {mark}")
     if document["sizes"]:
         typer.echo("\nsizes")

@@ -11,7 +11,7 @@ from typing import Any
 import anthropic
 
 from cogumi.stage import TeacherConfig
-from cogumi.teachers.providers import GarbageError, classify, is_loopback
+from cogumi.teachers.providers import GarbageError, classify, http_options
 from cogumi.teachers.types import (
     Answer,
     BatchItem,
@@ -35,7 +35,7 @@ class AnthropicProvider:
     def __init__(self, config: TeacherConfig, key: str, timeout_seconds: float) -> None:
         self._config = config
         self._key = key
-        client = anthropic.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(config.base_url) else None
+        client = anthropic.DefaultAsyncHttpxClient(**http_options(config.base_url))
         self._sdk = anthropic.AsyncAnthropic(
             api_key=key, base_url=config.base_url, timeout=timeout_seconds, max_retries=0, http_client=client
         )

@@ -41,8 +41,7 @@ async def ask_batch(
     """
     keys = [request.key(client.config) for request in requests]
     unique = dict(zip(keys, requests, strict=True))
-    known = client.calls.recorded(list(unique))
-    client.stats.from_ledger += len(known)
+    client.stats.from_ledger += len(client.calls.recorded(list(unique)))
     collector = _Collector(client, poll_seconds, len(unique), on_progress)
     parts = split(client, unique)
     results = await asyncio.gather(*(collector.finish(part) for part in parts), return_exceptions=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import openai
 
 from cogumi.stage import TeacherConfig
-from cogumi.teachers.providers import GarbageError, classify, is_loopback
+from cogumi.teachers.providers import GarbageError, classify, http_options
 from cogumi.teachers.types import (
     Answer,
     BatchItem,
@@ -40,7 +40,7 @@ class OpenAIProvider:
         if base_url and config.simulated:
             # The local teacher has one address for both formats; this SDK wants the version in it.
             base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        client = openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(base_url) else None
+        client = openai.DefaultAsyncHttpxClient(**http_options(base_url))
         self._sdk = openai.AsyncOpenAI(
             api_key=key, base_url=base_url, timeout=timeout_seconds, max_retries=0, http_client=client
         )

@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cogumi.errors import UsageError, nearest
-from evals.references.scores import ReferenceScores
 from cogumi.strict_yaml import load_strict
+from evals.references.scores import ReferenceScores
 
 PACKAGED = Path(__file__).parent
 WORKSPACE_FOLDER = "references"

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             batch_delay=given.batch_delay,
             faults=parse_rates(given.faults),
             stall_seconds=given.stall_seconds,
+            retry_after_seconds=given.retry_after_seconds,
             models=tuple(filter(None, given.models.split(","))),
             require_key=given.require_key,
         )
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-delay", type=float, default=0.0, help="seconds before a batch is worked on")
     parser.add_argument("--faults", default="", help=f"name=probability,...: {', '.join(FAULTS)}")
     parser.add_argument("--stall-seconds", type=float, default=30.0, help="length of the stall fault")
+    parser.add_argument("--retry-after-seconds", type=float, default=1.0, help="what the 429 fault asks")
     parser.add_argument("--models", default="", help="the only models that exist; default: any name")
     parser.add_argument("--require-key", default=None, help="refuse every other API key with 401")
     parser.add_argument("--stop-with-stdin", action="store_true", help="end when standard input ends")

@@ -39,6 +39,8 @@ class TeacherOptions:
     """Seconds between the creation of a batch and its processing."""
     faults: Mapping[str, float] = field(default_factory=dict)
     stall_seconds: float = 30.0
+    retry_after_seconds: float = 1.0
+    """What the 429 fault asks its client to wait."""
     models: Sequence[str] = ()
     """The only models that exist; none named means that any name is served."""
     require_key: str | None = None
@@ -65,6 +67,7 @@ class TeacherOptions:
         words += ["--malformed-rate", repr(self.malformed_rate), "--seed", str(self.seed)]
         words += ["--latency-ms", repr(self.latency_ms), "--batch-delay", repr(self.batch_delay)]
         words += ["--stall-seconds", repr(self.stall_seconds)]
+        words += ["--retry-after-seconds", repr(self.retry_after_seconds)]
         for option, rates in (("--error-rates", self.error_rates), ("--faults", self.faults)):
             if rates:
                 words += [option, ",".join(f"{name}={rate!r}" for name, rate in rates.items())]

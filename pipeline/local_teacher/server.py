@@ -73,7 +73,7 @@ def serve(options: TeacherOptions, *, host: str, port: int, stop_with_stdin: boo
         create_app(options),
         log_level="critical",
         access_log=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=1,
         timeout_keep_alive=60,
     )
     server = _Server(config)

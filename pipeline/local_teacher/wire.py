@@ -124,7 +124,7 @@ class Service:
                 await asyncio.sleep(self.options.stall_seconds)
                 return DroppedResponse()
             if fault in STATUS_FAULTS:
-                headers = {"retry-after": "1"} if fault == "429" else {}
+                headers = {"retry-after": f"{self.options.retry_after_seconds:g}"} if fault == "429" else {}
                 raise WireError(int(fault), f"Injected fault {fault}.", headers)
         return None
 

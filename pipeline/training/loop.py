@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import (
     restore_moments,
     save_checkpoint,
 )
-from pipeline.training.data import Encoded, endless_batches, length_batches
+from pipeline.training.data import Encoded, Step, StepSizes, endless_steps, length_batches
 
 # Fixed, because the order of float additions follows the number of threads: with it the digest would.
 CPU_THREADS = 2
@@ -37,7 +37,7 @@ class LoopConfig:
     """What the loop needs to know; rates are per optimizer step."""
 
     steps: int
-    batch_tokens: int
+    sizes: StepSizes
     learning_rate: float
     warmup_steps: int
     weight_decay: float
@@ -108,17 +108,15 @@ class Trainer:
 
         Raises ``RunError`` when the loss is no longer a number.
         """
-        looks = length_batches(held_out, batch_tokens=4 * self._config.batch_tokens)
+        looks = length_batches(held_out, batch_tokens=2 * self._config.sizes.micro_batch_tokens)
         with deterministic(self._device, self._config.seed):
             state = self._resume() or LoopState()
             if not state.looks:
                 self._look(state, looks)
             started, tokens_before = time.perf_counter(), state.tokens
-            batches = endless_batches(
-                train, batch_tokens=self._config.batch_tokens, seed=self._config.seed, skip=state.step
-            )
+            steps = endless_steps(train, self._config.sizes, seed=self._config.seed, skip=state.step)
             while state.step < self._config.steps and not state.stopped_early:
-                self._step(state, next(batches))
+                self._step(state, next(steps))
                 if state.step % self._config.eval_every == 0 or state.step == self._config.steps:
                     self._look(state, looks)
                     self._save(state)
@@ -131,26 +129,30 @@ class Trainer:
             self._write_weights(self._best)
         return LoopResult(state, seconds, state.tokens - tokens_before, _peak_bytes(self._device))
 
-    def _step(self, state: LoopState, batch: Sequence[Encoded]) -> None:
+    def _step(self, state: LoopState, step: Step) -> None:
         self._model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(state.step)
-        loss_sum, supervised, size = self._loss(batch)
-        loss = loss_sum / supervised
-        value = float(loss.detach())
+        supervised = sum(len(row.ids) - row.answer_start for batch in step for row in batch)
+        value = 0.0
+        for batch in step:
+            loss_sum, size = self._loss(batch)
+            # Divided by the step's answer tokens, so that micro-batches add up to one batch exactly.
+            loss = loss_sum / supervised
+            torch.autograd.backward(loss)
+            value += float(loss.detach())
+            tokens = sum(len(row.ids) for row in batch)
+            state.tokens += tokens
+            state.padding += size - tokens
         if not math.isfinite(value):
             raise RunError(
                 f"training diverged: loss is {value} at step {state.step + 1}; lower learning_rate or clip"
             )
-        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._named.values(), self._config.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        tokens = sum(len(row.ids) for row in batch)
-        state.tokens += tokens
         state.supervised += supervised
-        state.padding += size - tokens
         state.loss_sum += value
         if state.step == 1:
             state.first_loss = value
@@ -163,8 +165,8 @@ class Trainer:
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _loss(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, int, int]:
-        """Return the summed answer-only loss, the supervised tokens and the size with padding.
+    def _loss(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, int]:
+        """Return the summed answer-only loss and the batch's size in tokens with padding.
 
         Rows are padded on the right and attention is causal, so no token sees padding or another row.
         """
@@ -181,7 +183,7 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.autocast):
             logits = self._model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits[wanted].float(), target[wanted], reduction="sum")
-        return loss, int(wanted.sum()), ids.numel()
+        return loss, ids.numel()
 
     def _look(self, state: LoopState, batches: Sequence[Sequence[Encoded]]) -> None:
         """Record the held-out loss per answer token, and keep the weights when they are the best so far."""
@@ -195,9 +197,8 @@ class Trainer:
             total, count = 0.0, 0
             with torch.inference_mode():
                 for batch in batches:
-                    loss, supervised, _ = self._loss(batch)
-                    total += float(loss)
-                    count += supervised
+                    total += float(self._loss(batch)[0])
+                    count += sum(len(row.ids) - row.answer_start for row in batch)
             entry["held_out_loss"] = round(total / count, 6)
         state.looks.append(entry)
         patience = self._config.early_stop

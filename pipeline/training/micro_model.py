@@ -40,8 +40,12 @@ class MicroModelSettings(Settings):
     """At least the 256 bytes, the 5 special tokens and some merges; not used with ``tokenizer_from``."""
     context: int = Field(default=256, gt=0)
     """Longest sequence in tokens."""
-    initializer_range: float = Field(default=0.02, gt=0)
-    """Standard deviation of the first weights."""
+    initializer_range: float = Field(default=0.06, gt=0)
+    """Standard deviation of the first weights; about 1/sqrt(hidden_size).
+
+    With the usual 0.02 attention starts so flat at this width that copying is learned late: held-out loss
+    0.75 against 0.18 after the same 500 steps.
+    """
     seed_offset: int = 0
     """Added to the run's seed, so that two models of one run start apart."""
 

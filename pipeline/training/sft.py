@@ -12,8 +12,9 @@ from cogumi.stage import Settings, Stage, StageContext, StageResult
 from pipeline.training.data import (
     ChatEncoder,
     EncodedSet,
+    StepSizes,
     encode_all,
-    epoch_batches,
+    epoch_steps,
     read_examples,
     training_file,
 )
@@ -39,8 +40,10 @@ class SftSettings(Settings):
     lora: LoraSettings | None = None
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
-    batch_tokens: int = Field(default=2048, gt=0)
-    """Tokens of one batch with its padding."""
+    batch_tokens: int = Field(default=1536, gt=0)
+    """Tokens of one optimizer step, padding not counted."""
+    micro_batch_tokens: int = Field(default=512, gt=0)
+    """Tokens, with padding, that go through the model at once: bounds the memory, not the result."""
     max_length: int | None = Field(default=None, gt=1)
     """Longest row in tokens; default: the model's context."""
     learning_rate: float = Field(gt=0)
@@ -109,13 +112,14 @@ def run(settings: SftSettings, ctx: StageContext) -> StageResult:
 def _loop_config(settings: SftSettings, seed: int, encoded: EncodedSet) -> LoopConfig:
     from pipeline.training.loop import LoopConfig
 
+    sizes = StepSizes(settings.batch_tokens, settings.micro_batch_tokens)
     steps = settings.steps
     if steps is None:
-        per_epoch = len(epoch_batches(encoded.train, batch_tokens=settings.batch_tokens, seed=seed, epoch=0))
+        per_epoch = len(epoch_steps(encoded.train, sizes, seed=seed, epoch=0))
         steps = max(1, round(per_epoch * (settings.epochs or 0)))
     return LoopConfig(
         steps=steps,
-        batch_tokens=settings.batch_tokens,
+        sizes=sizes,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,

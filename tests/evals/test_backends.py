@@ -18,7 +18,7 @@ from evals.backends.loading import load_model
 from evals.backends.tokenization import render_chat
 from evals.types import Backend
 from pipeline.compression.gguf_export import export_gguf
-from pipeline.training.data import ChatEncoder, Encoded, Example
+from pipeline.training.data import ChatEncoder, Encoded, Example, StepSizes
 from pipeline.training.loop import LoopConfig, Trainer
 from pipeline.training.micro_model import ASSISTANT, BOS, CHAT_TEMPLATE, END, PAD, USER, train_tokenizer
 
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Answers of several lengths, some of them near the limit that the tests set.
         answer = " ".join(words * rng.randint(1, 3))
         rows.append(encoder.encode(Example(str(number), "words", question, answer, None)))
-    loop = LoopConfig(40, 1024, 1e-2, 4, 0.0, 1.0, 0, 40, None, False)
+    loop = LoopConfig(40, StepSizes(1024, 1024), 1e-2, 4, 0.0, 1.0, 0, 40, None, False)
     scratch = tmp_path_factory.mktemp("backends")
     Trainer(model, loop, scratch=scratch, pad_id=tokenizer.pad_token_id).run(rows, [], Silent())
     model.save_pretrained(out)

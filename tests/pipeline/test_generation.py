@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cogumi.errors import RunError, UsageError
@@ -20,13 +18,8 @@ from cogumi.ledger import Ledger, LedgerCalls
 from cogumi.stage import CallRecord, Calls, StageContext, TeacherConfig
 from cogumi.store import Artifact, ArtifactStore
 from evals.micro import split_of, verify
-from pipeline.generation import STAGES, prompts
-from pipeline.generation.dedup import QuestionIndex, tokens_of
-from pipeline.generation.few_shot import HARD_SYSTEM
-from pipeline.generation.leaks import LeakCheck
+from pipeline.generation import STAGES
 from pipeline.generation.questions import QuestionSettings
-from pipeline.generation.records import Cell, read_rows
-from pipeline.generation.topics import DOMAINS
 from pipeline.local_teacher import LocalTeacher, TeacherOptions
 
 BY_NAME = {stage.name.partition(".")[2]: stage for stage in STAGES}
@@ -207,15 +200,6 @@ def test_card_accounts_for_content_and_money(bench: Bench) -> None:
     assert bench.made["answers_hard"].facts["cache_read_tokens"] > 0
 
 
-def test_ledger_holds_what_the_teacher_answered_each_once(bench: Bench, tmp_path: Path) -> None:
-    with LocalTeacher(TeacherOptions(tmp_path / "teacher", malformed_rate=0.1)) as teacher:
-        made = Bench(tmp_path / "bench", teacher.base_url)
-        made.run_all()
-        ids = teacher.counters(ids=True)["ids"]
-    assert len(ids) == len(set(ids))
-    assert sorted(ids) == sorted(row["response"]["id"] for row in made.ledger.snapshot()["calls"])
-
-
 def test_live_mode_gives_the_same_training_rows(bench: Bench, teacher: LocalTeacher, tmp_path: Path) -> None:
     live = Bench(tmp_path / "live", teacher.base_url)
     live.run_all(mode="live")
@@ -255,14 +239,12 @@ class MortalCalls(LedgerCalls):
                 raise Killed
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["before commit", "after commit"])
-def test_resumed_run_gives_the_same_bytes(
-    bench: Bench, teacher: LocalTeacher, tmp_path: Path, late: bool
-) -> None:
+def test_resumed_run_gives_the_same_bytes(bench: Bench, teacher: LocalTeacher, tmp_path: Path) -> None:
     resumed = Bench(tmp_path / "bench", teacher.base_url)
     kills = 0
-    for steps in (2, 5, 3, 7, 4, 6, 1000):
-        resumed.calls = MortalCalls(resumed.ledger, "any", [steps], late=late)
+    for attempt, writes in enumerate((2, 5, 3, 7, 4, 1000)):
+        late = attempt % 2 == 1
+        resumed.calls = MortalCalls(resumed.ledger, "any", [writes], late=late)
         try:
             resumed.run_all()
             break
@@ -272,7 +254,7 @@ def test_resumed_run_gives_the_same_bytes(
     assert resumed.digests() == bench.digests()
 
 
-def test_faults_leave_quotas_exact(tmp_path: Path) -> None:
+def test_faults_leave_quotas_exact_and_the_ledger_equal_to_the_teachers_count(tmp_path: Path) -> None:
     names = ("500", "drop", "truncated", "refusal", "wrong_count", "duplicate", "empty", "batch_error")
     options = TeacherOptions(tmp_path / "teacher", faults=dict.fromkeys(names, 0.06))
     with LocalTeacher(options) as teacher:
@@ -282,7 +264,8 @@ def test_faults_leave_quotas_exact(tmp_path: Path) -> None:
     rows = made.rows("merge", "training_60k_complete.jsonl")
     assert cells(rows) == QUOTAS
     assert not any("I'm sorry" in row["answer"] for row in rows)
-    assert len(ids) == len(set(ids)) == len(made.ledger.snapshot()["calls"])
+    assert len(ids) == len(set(ids))
+    assert sorted(ids) == sorted(row["response"]["id"] for row in made.ledger.snapshot()["calls"])
     refused = made.rows("answers_hard", "refused.jsonl")
     assert not {row["question_id"] for row in refused} & {row["question_id"] for row in rows}
 
@@ -395,154 +378,3 @@ def test_merge_refuses_held_out_and_repeated_questions(bench: Bench, tmp_path: P
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         QuestionSettings(**settings)
-
-
-# Duplicates and leaks --------------------------------------------------------------------------------
-
-WORDS = st.lists(st.sampled_from(["a", "b", "c", "1", "2"]), min_size=1, max_size=9).map(" ".join)
-
-
-def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of token trigrams, written anew from its definition."""
-    sets = []
-    for text in (one, other):
-        tokens = tokens_of(text)
-        windows = [tuple(tokens[at : at + 3]) for at in range(len(tokens) - 2)]
-        sets.append(set(windows) or {tuple(tokens)})
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-
-
-@given(st.lists(WORDS, max_size=40), st.sampled_from([0.3, 0.5, 2 / 3, 0.7, 0.9]))
-def test_index_finds_what_comparing_all_pairs_finds(texts: list[str], threshold: float) -> None:
-    index = QuestionIndex(threshold)
-    kept: list[str] = []
-    for text in texts:
-        if any(tokens_of(text) == tokens_of(other) for other in kept):
-            expected = "exact"
-        elif any(similarity(text, other) >= threshold - 1e-9 for other in kept):
-            expected = "near"
-        else:
-            expected = None
-        assert index.match(text) == expected
-        if expected is None:
-            index.add(text)
-            kept.append(text)
-
-
-def test_numbers_in_another_order_are_another_question() -> None:
-    for threshold in (0.8, 1.0):
-        index = QuestionIndex(threshold)
-        index.add("What is 7 plus 5?")
-        assert index.match("What is 5 plus 7?") is None
-        assert index.match("what  is 7 plus 5") == "exact"
-
-
-def test_benchmark_files_are_leaks_exactly_and_nearly(tmp_path: Path) -> None:
-    text = "A farmer has seventeen sheep and all but nine run away, how many sheep does the farmer have left?"
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": text}) + "\n\n")
-    check = LeakCheck(micro=False, files=["bench.jsonl"], threshold=0.7, data=tmp_path)
-    assert check.leaks(text.upper())
-    assert check.leaks(text.replace("left", "now"))
-    assert not check.leaks("How many sheep are there?")
-
-
-def test_micro_questions_that_are_held_out_are_leaks() -> None:
-    texts = [f"What is {a} plus {b}?" for a in range(1, 9) for b in range(1, 9)]
-    check = LeakCheck(micro=True, files=[], threshold=0.7, data=None)
-    assert {text for text in texts if not check.leaks(text)} == {
-        text for text in texts if split_of(text) == "train"
-    }
-
-
-def test_missing_and_broken_leak_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"leak_files: no file nowhere\.jsonl"):
-        LeakCheck(micro=False, files=["nowhere.jsonl"], threshold=0.7, data=tmp_path)
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"answer": 3}\n')
-    with pytest.raises(RunError, match=r"bad\.jsonl, line 2"):
-        LeakCheck(micro=False, files=["bad.jsonl"], threshold=0.7, data=tmp_path)
-
-
-# Prompts and parsers ---------------------------------------------------------------------------------
-
-
-def test_writer_prompts_of_a_cell_never_repeat() -> None:
-    for domain in DOMAINS:
-        texts = {prompts.writer_prompt(domain, "hard", 20, call, 3) for call in range(500)}
-        assert len(texts) == 500
-
-
-def test_hard_prefix_is_long_enough_to_be_cached_and_its_examples_keep_its_form() -> None:
-    # Anthropic's tokenizer gives more tokens than one per 4.5 characters of English.
-    assert len(HARD_SYSTEM) / 4.5 > 1024
-    examples = HARD_SYSTEM.split("Question: ")[1:]
-    assert len(examples) == 8
-    for example in examples:
-        assert prompts.parse_hard_answer(example[example.index("<thinking>") :]) is not None
-
-
-PART = st.text(st.characters(exclude_characters="[]<>", exclude_categories=("Cs",)), min_size=1).filter(
-    lambda text: bool(text.strip())
-)
-
-
-@given(PART, PART, PART, PART)
-def test_hard_answer_is_taken_apart_and_nothing_else_is(
-    draft: str, critique: str, revised: str, answer: str
-) -> None:
-    thinking = f"<thinking>[DRAFT] {draft} [CRITIQUE] {critique} [REVISED] {revised}</thinking>"
-    whole = f"{thinking}\n<answer>{answer}</answer>"
-    parsed = prompts.parse_hard_answer(whole)
-    assert parsed is not None
-    assert parsed.answer == answer.strip()
-    assert parsed.reasoning.endswith(f"[REVISED] {revised.strip()}")
-    for broken in (
-        thinking,
-        whole + " Anything else?",
-        "Sure! " + whole,
-        whole.replace("[CRITIQUE]", ""),
-        whole.replace("[DRAFT]", "[REVISED]"),
-        whole.replace(answer, " "),
-        whole + whole,
-        whole[:-3],
-    ):
-        assert prompts.parse_hard_answer(broken) is None
-
-
-@given(st.text())
-def test_parsers_never_fail_on_garbage(text: str) -> None:
-    prompts.parse_hard_answer(text)
-    assert prompts.parse_scores(text) is None or "quality" in text
-    parsed = prompts.parse_questions(text)
-    assert parsed is None or all(parsed)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"quality": 8, "relevance": 9}',
-        '{"quality": 8, "relevance": 9, "clarity": 11}',
-        '{"quality": 8, "relevance": 9, "clarity": true}',
-        '{"quality": 8, "relevance": 9, "clarity": "8"}',
-        '[{"quality": 8}]',
-        "[" * 100_000,
-        "{" * 100_000 + "}",
-    ],
-)
-def test_scores_are_read_strictly(text: str) -> None:
-    assert prompts.parse_scores(text) is None
-
-
-def test_json_in_a_fence_is_read() -> None:
-    scores = {"quality": 8, "relevance": 9, "clarity": 7}
-    assert prompts.parse_scores(f"```json\n{json.dumps(scores | {'note': 'fine'})}\n```") == scores
-    assert prompts.parse_questions('Here: ["a", " ", "b "]') == ["a", "b"]
-    assert prompts.parse_questions('["a", 1]') is None
-    assert prompts.parse_questions('["a", "b') is None
-
-
-def test_question_ids_and_rows_survive_odd_characters(tmp_path: Path) -> None:
-    assert Cell("coding", "easy").question_id(7) == "coding_easy_0007"
-    assert Cell("coding", "easy").question_id(12345) == "coding_easy_12345"
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"text": "a\u2028b"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_rows(path, ("text",)) == [{"text": "a\u2028b"}]

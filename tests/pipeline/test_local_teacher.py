@@ -84,16 +84,22 @@ def test_writer_writes_as_many_questions_as_asked_and_varies_with_the_call(teach
     assert sets[0] != sets[1]
 
 
-def test_judge_rejects_about_the_set_share(tmp_path: Path) -> None:
-    with LocalTeacher(TeacherOptions(tmp_path, judge_reject_rate=0.3, malformed_rate=0.0)) as teacher:
-        client = openai_client(teacher)
-        kept = 0
-        for question in questions("math", 60):
-            prompt = prompts.judge_prompt("math", "easy", question)
-            scores = prompts.parse_scores(said(chat(client, prompt, system=prompts.JUDGE_SYSTEM)))
-            assert scores is not None
-            kept += min(scores.values()) >= 7
-    assert 25 <= kept <= 55
+def say(options: TeacherOptions, text: str, system: str = "", *later: tuple[str, str]) -> Reply:
+    """Ask without HTTP: what is said does not depend on the wire."""
+    ask = Ask(MODEL, system, (("user", text), *later), max_tokens=2000, digest=text)
+    return Answerer(options).reply(ask)
+
+
+def test_judge_rejects_about_the_set_share() -> None:
+    options = TeacherOptions(Path(), judge_reject_rate=0.3, malformed_rate=0.0)
+    asked = questions("math", 60)
+    judged = [
+        prompts.parse_scores(say(options, prompts.judge_prompt("math", "easy", question)).text)
+        for question in asked
+    ]
+    kept = sum(scores is not None and min(scores.values()) >= 7 for scores in judged)
+    assert None not in judged
+    assert 0.5 * len(asked) <= kept <= 0.9 * len(asked)
 
 
 @pytest.mark.parametrize("domain", ["math", "reading", "tool_use"])
@@ -114,28 +120,20 @@ def test_same_question_same_answer_and_models_err_on_different_ones(teacher: Loc
     assert first != other
 
 
-def test_hard_answer_has_the_form_and_breaks_it_at_the_set_share(tmp_path: Path) -> None:
-    with LocalTeacher(TeacherOptions(tmp_path, malformed_rate=0.5)) as teacher:
-        client = anthropic_client(teacher)
-        formed = 0
-        for question in questions("math", 24):
-            turns: Any = [{"role": "user", "content": question}]
-            answer = ask_hard(client, turns)
-            if prompts.parse_hard_answer(answer) is None:
-                turns += [
-                    {"role": "assistant", "content": answer},
-                    {"role": "user", "content": prompts.REPAIR_HARD},
-                ]
-                assert prompts.parse_hard_answer(ask_hard(client, turns)) is not None
-            else:
-                formed += 1
-    assert 3 <= formed <= 21
-
-
-def ask_hard(client: anthropic.Anthropic, turns: Any) -> str:
-    message = client.messages.create(model="claude", max_tokens=900, system=HARD_SYSTEM, messages=turns)
-    block: Any = message.content[0]
-    return str(block.text)
+def test_hard_answer_breaks_its_form_at_the_set_share_and_keeps_it_when_told() -> None:
+    options = TeacherOptions(Path(), malformed_rate=0.5)
+    asked = questions("math", 40)
+    broken = 0
+    for question in asked:
+        answer = say(options, question, HARD_SYSTEM).text
+        if prompts.parse_hard_answer(answer) is None:
+            broken += 1
+            told = (("assistant", answer), ("user", prompts.REPAIR_HARD))
+            answer = say(options, question, HARD_SYSTEM, *told).text
+        parsed = prompts.parse_hard_answer(answer)
+        assert parsed is not None
+        assert parsed.answer == say(options, question).text
+    assert 0.2 * len(asked) <= broken <= 0.8 * len(asked)
 
 
 def test_text_that_is_no_question_of_ours_gets_a_plain_answer(teacher: LocalTeacher) -> None:
@@ -272,7 +270,6 @@ def test_cancelled_batches_end_unanswered(tmp_path: Path) -> None:
     [
         ("429", openai.RateLimitError),
         ("500", openai.InternalServerError),
-        ("402", openai.APIStatusError),
         ("drop", openai.APIConnectionError),
         ("stall", openai.APITimeoutError),
     ],
@@ -295,8 +292,7 @@ def test_content_faults_spoil_the_answer_alone() -> None:
     prompt = prompts.writer_prompt("math", "hard", 10, 0, 0)
 
     def write(fault: str) -> Reply:
-        answerer = Answerer(TeacherOptions(Path(), faults={fault: 1.0}))
-        return answerer.reply(Ask(MODEL, "", (("user", prompt),), max_tokens=2000, digest="d"))
+        return say(TeacherOptions(Path(), faults={fault: 1.0}), prompt)
 
     assert write("empty").text == ""
     assert write("refusal").finish == "refusal"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from pipeline.training.data import (
     ChatEncoder,
     Encoded,
     Example,
-    endless_batches,
-    epoch_batches,
+    Step,
+    StepSizes,
+    endless_steps,
+    epoch_steps,
     is_held_out,
-    length_batches,
     read_examples,
     training_file,
 )
@@ -29,7 +29,9 @@ from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
 from pipeline.training.sft import SFT, LoraSettings, SftSettings
 
 TINY = MicroModelSettings(hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=64, vocab_size=400)
-SHORT = SftSettings(steps=12, batch_tokens=256, learning_rate=3e-3, held_out_share=0.1, eval_every=4)
+SHORT = SftSettings(
+    steps=12, batch_tokens=256, micro_batch_tokens=128, learning_rate=3e-3, held_out_share=0.1, eval_every=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +122,11 @@ def test_resume_gives_the_bytes_of_an_undisturbed_run(
     done: list[int] = []
     deaths: list[int] = []
 
-    def dying_step(self: Trainer, state: LoopState, batch: Sequence[Encoded]) -> None:
+    def dying_step(self: Trainer, state: LoopState, batches: Step) -> None:
         if state.step == when and not deaths:
             deaths.append(when)
             raise Killed
-        step(self, state, batch)
+        step(self, state, batches)
         done.append(state.step)
 
     monkeypatch.setattr(Trainer, "_step", dying_step)
@@ -233,7 +235,7 @@ def test_no_row_sees_another_or_its_padding(model: Artifact, tmp_path: Path) -> 
     from pipeline.training.loop import LoopConfig, Trainer
 
     loaded = load_model(model.path, dtype="fp32")
-    config = LoopConfig(1, 256, 1e-3, 0, 0.0, 1.0, 0, 1, None, False)
+    config = LoopConfig(1, StepSizes(256, 256), 1e-3, 0, 0.0, 1.0, 0, 1, None, False)
     trainer = Trainer(loaded.model, config, scratch=tmp_path, pad_id=4)
     rows = [Encoded(tuple(range(10, 10 + n)), n // 2) for n in (5, 9, 16)]
     together, count, size = trainer._loss(rows)
@@ -284,24 +286,29 @@ lengths = st.lists(st.integers(min_value=2, max_value=60), min_size=1, max_size=
 
 
 @given(lengths, st.integers(min_value=60, max_value=300), st.integers(0, 5))
-def test_every_epoch_holds_every_row_once(sizes: list[int], batch_tokens: int, seed: int) -> None:
+def test_every_epoch_holds_every_row_once(sizes: list[int], tokens: int, seed: int) -> None:
     rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
-    for batches in (
-        length_batches(rows, batch_tokens=batch_tokens),
-        epoch_batches(rows, batch_tokens=batch_tokens, seed=seed, epoch=3),
-    ):
-        assert sorted(row.ids[0] for batch in batches for row in batch) == list(range(len(rows)))
-        assert all(len(batch) * max(len(row.ids) for row in batch) <= batch_tokens for batch in batches)
+    steps = epoch_steps(rows, StepSizes(tokens, 60), seed=seed, epoch=3)
+    assert sorted(row.ids[0] for step in steps for batch in step for row in batch) == list(range(len(rows)))
+    for step in steps:
+        assert sum(len(row.ids) for batch in step for row in batch) <= tokens
+        assert all(len(batch) * max(len(row.ids) for row in batch) <= 60 for batch in step)
 
 
 @given(lengths, st.integers(0, 30))
-def test_skipping_batches_equals_reading_past_them(sizes: list[int], skip: int) -> None:
+def test_skipping_steps_equals_reading_past_them(sizes: list[int], skip: int) -> None:
     rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
-    straight = endless_batches(rows, batch_tokens=100, seed=1, skip=0)
+    straight = endless_steps(rows, StepSizes(100, 60), seed=1, skip=0)
     for _ in range(skip):
         next(straight)
-    skipped = endless_batches(rows, batch_tokens=100, seed=1, skip=skip)
+    skipped = endless_steps(rows, StepSizes(100, 60), seed=1, skip=skip)
     assert [next(straight) for _ in range(5)] == [next(skipped) for _ in range(5)]
+
+
+def test_a_step_mixes_lengths_though_its_micro_batches_do_not() -> None:
+    rows = [Encoded(tuple([number] * (10 + 10 * (number % 3))), 1) for number in range(300)]
+    for step in epoch_steps(rows, StepSizes(600, 120), seed=0, epoch=0)[:-1]:
+        assert {len(row.ids) for batch in step for row in batch} == {10, 20, 30}
 
 
 def test_held_out_split_follows_the_id_alone() -> None:
