@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cogumi.digest import digest_of
 from cogumi.errors import UsageError, nearest
 from cogumi.stage import TeacherConfig
 from cogumi.strict_yaml import explain, read_mapping
@@ -39,9 +40,12 @@ class Teacher(Strict):
     price_source: str = ""
     """Where and when the prices were read."""
 
-    def config(self, name: str, local_url: str | None) -> TeacherConfig:
+    def config(
+        self, name: str, local: LocalTeacherSettings | None = None, local_url: str | None = None
+    ) -> TeacherConfig:
         """Return what a stage needs to call this teacher; ``local_url`` replaces ``local``."""
         simulated = self.base_url == "local"
+        shape = local.model_dump(mode="json") if simulated and local else None
         return TeacherConfig(
             name=name,
             api=self.api,
@@ -51,6 +55,7 @@ class Teacher(Strict):
             input_usd_per_mtok=self.input_usd_per_mtok,
             output_usd_per_mtok=self.output_usd_per_mtok,
             batch_discount=self.batch_discount,
+            endpoint=digest_of(shape) if simulated else self.base_url or "",
             simulated=simulated,
         )
 

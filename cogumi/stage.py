@@ -41,6 +41,8 @@ class TeacherConfig:
     input_usd_per_mtok: float | None
     output_usd_per_mtok: float | None
     batch_discount: float
+    endpoint: str
+    """Names the endpoint for ever: its address, or the local teacher's settings, whose port changes."""
     simulated: bool
     """True for the local teacher: its dollars are play money and are told so everywhere."""
 

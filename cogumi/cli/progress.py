@@ -8,50 +8,64 @@ from typing import Any
 
 from cogumi.cli.common import on_terminal, say
 from cogumi.profile import GateStep, MeasureStep, StageStep, Step
-from cogumi.stage import Progress
+from cogumi.stage import Progress as StageProgress
 
 _PLAIN_EVERY_S = 5.0
-_LIVE_EVERY_S = 0.1
 
 
 class Line:
-    """Progress of one piece of work on standard error."""
+    """Progress of one piece of work on standard error: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._live = on_terminal()
-        self._start = time.monotonic()
-        self._told = self._start if not self._live else 0.0
-        self._open = False
+        self._live = _Bar(label) if on_terminal() else None
+        self._start = self._told = time.monotonic()
 
     def update(self, done: int, total: int, **facts: float | int | str) -> None:
-        """Show ``done`` of ``total`` with rate, ETA and facts, as often as the stream can bear."""
+        """Show ``done`` of ``total`` with ETA and facts, as often as the stream can bear."""
+        told = "".join(f", {name} {_fact(value)}" for name, value in facts.items())
+        if self._live is not None:
+            self._live.show(done, total, told.removeprefix(", "))
+            return
         now = time.monotonic()
-        if now - self._told < (_LIVE_EVERY_S if self._live else _PLAIN_EVERY_S):
+        if now - self._told < _PLAIN_EVERY_S:
             return
         self._told = now
-        seconds = max(now - self._start, 1e-9)
-        rate = done / seconds
-        eta = f", {clock((total - done) / rate)} left" if 0 < done < total else ""
-        told = "".join(f", {name} {_fact(value)}" for name, value in facts.items())
-        line = f"    {self._label}: {done}/{total}{told}{eta}"
-        if self._live:
-            import sys
-
-            sys.stderr.write(f"\r\x1b[2K{line[:160]}")
-            sys.stderr.flush()
-            self._open = True
-        else:
-            say(line)
+        eta = f", {clock((total - done) * (now - self._start) / done)} left" if 0 < done < total else ""
+        say(f"    {self._label}: {done}/{total}{told}{eta}")
 
     def close(self) -> None:
-        """Wipe the live line, if one is shown."""
-        if self._open:
-            import sys
+        """Wipe the live bar, if one is shown."""
+        if self._live is not None:
+            self._live.stop()
 
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-            self._open = False
+
+class _Bar:
+    """Rich's progress bar, shown from the first update on."""
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("    {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=None, facts="")
+
+    def show(self, done: int, total: int, facts: str) -> None:
+        """Draw the bar."""
+        self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, facts=facts)
+
+    def stop(self) -> None:
+        """Wipe the bar."""
+        self._bar.stop()
 
 
 def _fact(value: float | int | str) -> str:
@@ -102,7 +116,7 @@ class RunReporter:
         else:
             say(f"  {state}: {note}")
 
-    def progress(self, step: Step) -> Progress:
+    def progress(self, step: Step) -> StageProgress:
         """Return the live line of a stage."""
         self._close()
         self._line = Line(step.id)

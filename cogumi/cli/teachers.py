@@ -28,7 +28,9 @@ class TeacherPool:
         teachers = self._profile.teachers
         local = any(teacher.base_url == "local" for teacher in teachers.values())
         url = self._start() if local else None
-        return {name: teacher.config(name, url) for name, teacher in teachers.items()}
+        return {
+            name: teacher.config(name, self._profile.local_teacher, url) for name, teacher in teachers.items()
+        }
 
     def _start(self) -> str:
         if self._local is None:

@@ -34,8 +34,13 @@ class TeacherRequest:
     """Tells apart equal requests that shall be answered anew."""
 
     def key(self, config: TeacherConfig) -> str:
-        """Return the digest of provider, model and everything asked: the name of the paid answer."""
-        return digest_of({"api": config.api, "model": config.model, "request": asdict(self)})
+        """Return the digest of provider, model and everything asked: the name of the paid answer.
+
+        Another endpoint behind the same model name answers for itself, and so does a local teacher that
+        was told to err otherwise.
+        """
+        asked = {"api": config.api, "model": config.model, "endpoint": config.endpoint}
+        return digest_of({**asked, "request": asdict(self)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def go(
         stages(witness),
         judge or LengthJudge(0),
         Quiet(),
-        lambda: {name: teacher.config(name, None) for name, teacher in chosen.teachers.items()},
+        lambda: {name: teacher.config(name) for name, teacher in chosen.teachers.items()},
     )
     return runner.run(options or RunOptions()), witness.ran, workspace
 

@@ -62,6 +62,7 @@ def config_of(url: str, api: Api = "openai", **changes: Any) -> TeacherConfig:
         input_usd_per_mtok=1.0,
         output_usd_per_mtok=2.0,
         batch_discount=0.5,
+        endpoint="here",
         simulated=True,
     )
     return replace(known, **changes)

@@ -70,6 +70,7 @@ class Bench:
                 input_usd_per_mtok=price,
                 output_usd_per_mtok=4 * price,
                 batch_discount=0.5,
+                endpoint="here",
                 simulated=True,
             )
             for name, price in prices.items()
