@@ -17,10 +17,10 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-slow bench lint clean system-packages test-system-packages
+.PHONY: help install run test test-slow test-postgresql bench lint clean system-packages test-system-packages
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system-packages:
 	@bash .ci/system-packages
@@ -63,6 +63,11 @@ test: test-system-packages lint ## lint, then every test but the slow ones
 
 test-slow: test-system-packages install ## the tests that take minutes, alone
 	$(BIN)/python -m pytest -m "slow and not gpu and not postgresql" --timeout 3600 $(PYTEST_ARGS)
+
+test-postgresql: install ## the tests of a ledger in PostgreSQL, on a throw-away server of their own
+	@bash .ci/system-packages postgresql
+	@$(BIN)/python -c 'import psycopg' 2>/dev/null || $(INSTALL) -e '.[postgresql]'
+	@bash .ci/postgresql $(BIN)/python -m pytest -m postgresql $(PYTEST_ARGS)
 
 bench: install ## measure what the README claims
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogumi.digest import digest_of, file_sha256, tree_files
-from cogumi.errors import RunError, UsageError, nearest
+from cogumi.errors import CogumiError, RunError, UsageError, nearest
 from cogumi.hub import cached_folder, hub_reachable, model_folder
 from cogumi.store import Artifact, write_atomic
 from cogumi.workspace import Workspace
 
 BackendName = Literal["hf", "gguf", "openai", "anthropic", "answers"]
 """``answers``: a file of answers that a model gave earlier, as an archived reference has them."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes into the folder of every adapter; names its base, most often."""
+ADAPTER_SIDECAR = "cogumi.json"
+"""What we write beside it: ``base`` and ``tokenizer_digest``, the tokenizer it was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,9 @@ class Subject:
     digest: str
     backend: BackendName
     path: Path | None = None
-    """Model folder or GGUF file; None for an API model."""
+    """Model folder, GGUF file, or an adapter's folder; None for an API model."""
+    base: Path | None = None
+    """An adapter's base: model folder or GGUF file."""
     model: str = ""
     """API model name."""
     base_url: str | None = None
@@ -65,18 +72,23 @@ def resolve(ref: str, workspace: Workspace, backend: Literal["auto", "hf", "gguf
     for api in ("openai", "anthropic"):
         if ref.startswith(f"{api}:"):
             return _api_subject(ref, api)
+    found = _find(ref, workspace, backend)
+    return found if isinstance(found, Subject) else _path_subject(found, ref, workspace, backend)
+
+
+def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
     hexes = ref.removeprefix("sha256:")
     if ref.startswith("sha256:") or (len(hexes) >= 6 and all(c in "0123456789abcdef" for c in hexes)):
         return of_artifact(workspace.store.get(ref), ref)
     path = Path(ref)
     if path.exists():
-        return _path_subject(path, ref, workspace, backend)
+        return path
     if ref.lower() in KNOWN_MODELS:
-        return _path_subject(_known_path(KNOWN_MODELS[ref.lower()], backend), ref, workspace, backend)
+        return _known_path(KNOWN_MODELS[ref.lower()], backend)
     if ref.endswith(".gguf") or ref.startswith((".", "/", "~")):
         raise UsageError(f"no such model file or folder: {ref}")
     if ref.count("/") == 1:
-        return _path_subject(model_folder(ref), ref, workspace, backend)
+        return model_folder(ref)
     raise UsageError(f"no artifact, folder or model {ref!r}{nearest(ref, sorted(KNOWN_MODELS))}")
 
 
@@ -114,6 +126,59 @@ def _api_subject(ref: str, api: str) -> Subject:
 
 
 def _path_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> Subject:
+    if (path / ADAPTER_CONFIG).is_file():
+        if backend == "gguf":
+            raise UsageError(f"{ref}: an adapter runs in transformers; merge and export it for gguf")
+        return _adapter_subject(path, ref, workspace)
+    return _model_subject(path, ref, workspace, backend)
+
+
+def _adapter_subject(folder: Path, ref: str, workspace: Workspace) -> Subject:
+    """Return the subject of an adapter together with the base that it names."""
+    base = _base_subject(folder, workspace)
+    digest, size = _cached_digest(folder, workspace)
+    return Subject(
+        ref,
+        digest_of({"adapter": digest, "base": base.digest}),
+        "hf",
+        folder,
+        base=base.path,
+        facts={"bytes": size + int(base.facts["bytes"])},
+    )
+
+
+def _base_subject(folder: Path, workspace: Workspace) -> Subject:
+    # peft's own key first: a user who moved the base mends it there, as every other tool reads it.
+    name = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if name is None and (folder / ADAPTER_SIDECAR).is_file():
+        name = read_json_object(folder / ADAPTER_SIDECAR).get("base")
+    where = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
+    if not isinstance(name, str) or not name:
+        raise RunError(f"{where} is not set; write the base's folder, name or digest there")
+    try:
+        found = _find(name, workspace, "hf")
+        if isinstance(found, Path) and not (found / ADAPTER_CONFIG).is_file():
+            found = _model_subject(found, name, workspace, "hf")
+    except CogumiError as error:
+        raise RunError(f"{where} names {name}, which cannot be used: {error}") from error
+    if isinstance(found, Path) or found.backend == "gguf":
+        kind = "another adapter" if isinstance(found, Path) else "a GGUF artifact"
+        raise RunError(f"{where} names {name}, {kind}; name the dense model that it was trained on")
+    return found
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object; raises ``RunError`` naming the file and the place."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: a JSON object wanted, found a {type(found).__name__}")
+    return found
+
+
+def _model_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> Subject:
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if not (path / "config.json").is_file():

@@ -212,7 +212,7 @@ def open_subject(subject: Subject) -> Backend:
         raise UsageError(f"{subject.label}: there is no model to load, only recorded evidence")
     from evals.backends import open_backend
 
-    return open_backend(subject.path, backend="hf" if subject.backend == "hf" else "gguf")
+    return open_backend(subject.path, backend="hf" if subject.backend == "hf" else "gguf", base=subject.base)
 
 
 def peak_rss_bytes() -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from cogumi.errors import BudgetError
 from cogumi.ledger.book import Ledger
@@ -29,21 +29,16 @@ class LedgerCalls:
 
     def recorded(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return ``{key: response}`` for those keys whose response is already in the ledger."""
-        found: dict[str, dict[str, Any]] = {}
         with self._ledger.engine.connect() as connection:
-            for start in range(0, len(keys), _CHUNK):
-                query = select(calls.c.key, calls.c.response).where(
-                    calls.c.key.in_(keys[start : start + _CHUNK])
-                )
-                found.update((row.key, row.response) for row in connection.execute(query))
-        return found
+            return _responses(connection, keys)
 
     def record(self, records: Sequence[CallRecord]) -> None:
         """Commit responses in one transaction, then raise ``BudgetError`` if the limit is reached."""
-        known = self.recorded([record.key for record in records])
-        fresh = {record.key: record for record in records if record.key not in known}
-        if fresh:
-            now = time.time()
+        now = time.time()
+        with writing(self._ledger.engine) as connection:
+            # Asked inside the transaction: another run may be paying for the same call.
+            known = _responses(connection, [record.key for record in records])
+            fresh = {record.key: record for record in records if record.key not in known}
             rows = [
                 {
                     "key": record.key,
@@ -61,7 +56,7 @@ class LedgerCalls:
                 }
                 for record in fresh.values()
             ]
-            with writing(self._ledger.engine) as connection:
+            if rows:
                 connection.execute(insert(calls), rows)
         self.check_budget(0.0)
 
@@ -96,3 +91,11 @@ class LedgerCalls:
         """Mark a batch as collected; its responses were recorded before."""
         with writing(self._ledger.engine) as connection:
             connection.execute(update(batches).where(batches.c.key == key).values(status="collected"))
+
+
+def _responses(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(keys), _CHUNK):
+        query = select(calls.c.key, calls.c.response).where(calls.c.key.in_(keys[start : start + _CHUNK]))
+        found.update((row.key, row.response) for row in connection.execute(query))
+    return found

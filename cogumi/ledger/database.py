@@ -15,6 +15,7 @@ from cogumi.errors import RunError, UsageError
 from cogumi.ledger.schema import HEAD_REVISION
 
 DATABASE_URL_ENV = "COGUMI_DATABASE_URL"
+_WRITE_LOCK = 0x636F67756D69  # "cogumi": advisory locks share one space of numbers in a database
 
 
 def open_engine(workspace: Path, url: str | None = None) -> Engine:
@@ -46,12 +47,15 @@ def open_engine(workspace: Path, url: str | None = None) -> Engine:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """Open one write transaction: commits at the end, rolls back on an exception."""
+    """Open the database's one write transaction: commits at the end, rolls back on an exception."""
     with (
         engine.connect() as plain,
         plain.execution_options(cogumi_write=True) as connection,
         connection.begin(),
     ):
+        if engine.dialect.name == "postgresql":
+            # What BEGIN IMMEDIATE is to SQLite: whoever reads and then writes, migrations too, waits here.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _WRITE_LOCK})
         yield connection
 
 

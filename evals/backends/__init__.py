@@ -13,13 +13,20 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "hf", "gguf"]
 
 
-def open_backend(path: Path, *, backend: BackendName = "auto", batch_size: int | None = None) -> Backend:
+def open_backend(
+    path: Path, *, backend: BackendName = "auto", base: Path | None = None, batch_size: int | None = None
+) -> Backend:
     """Load the model at ``path``: a safetensors folder, a GGUF file, or a folder with one GGUF file.
 
-    ``auto`` takes llama.cpp for GGUF and transformers for everything else; ``hf`` loads a GGUF file into
+    With ``base``, ``path`` is the folder of a LoRA adapter for that model, and runs in transformers. ``auto``
+    takes llama.cpp for GGUF and transformers for everything else; ``hf`` loads a GGUF file into
     transformers, dequantised. Raises ``UsageError`` for a path that holds no model, ``RunError`` for a
     broken one.
     """
+    if base is not None:
+        from evals.backends.hf import HFBackend
+
+        return HFBackend(_locate(base), adapter=path, batch_size=batch_size)
     model = _locate(path)
     if backend == "gguf" and model.suffix != ".gguf":
         raise UsageError(f"{path}: no .gguf file for the gguf backend")

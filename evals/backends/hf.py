@@ -20,12 +20,19 @@ _BATCH_TINY, _BATCH_CPU, _BATCH_GPU = 64, 8, 32
 class HFBackend:
     """A transformers model that implements ``evals.types.Backend``.
 
-    ``path`` is a safetensors folder or a GGUF file. ``dtype="auto"`` takes the model's own precision, but
-    float32 under 50 M parameters. Raises ``RunError`` naming the file when it cannot be loaded.
+    ``path`` is a safetensors folder or a GGUF file, ``adapter`` a LoRA adapter's folder for it, merged in
+    memory. ``dtype="auto"`` takes the model's own precision, but float32 under 50 M parameters. Raises
+    ``RunError`` naming the file when it cannot be loaded.
     """
 
     def __init__(
-        self, path: Path, *, dtype: DType = "auto", device: str = "auto", batch_size: int | None = None
+        self,
+        path: Path,
+        *,
+        adapter: Path | None = None,
+        dtype: DType = "auto",
+        device: str = "auto",
+        batch_size: int | None = None,
     ) -> None:
         try:
             import torch
@@ -33,7 +40,12 @@ class HFBackend:
         except ImportError as error:
             raise RunError(f"transformers backend needs {error.name}: pip install 'cogumi[all]'") from error
         self._device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        self._loaded = load_model(path, dtype=dtype, device=self._device)
+        if adapter is None:
+            self._loaded = load_model(path, dtype=dtype, device=self._device)
+        else:
+            from evals.backends.adapters import load_adapted
+
+            self._loaded = load_adapted(path, adapter, dtype=dtype, device=self._device)
         if not self._loaded.tokenizer.chat_template:
             raise RunError(f"{path}: the model has no chat template")
         tiny = self._loaded.parameters < SMALL_MODEL

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from cogumi.errors import RunError
-from evals.backends.tokenization import END_OF_TURN, first_line, tokenizer_from_gguf
+from evals.backends.tokenization import (
+    END_OF_TURN,
+    described_digest,
+    first_line,
+    tokenizer_digest,
+    tokenizer_from_gguf,
+)
 
 DType = Literal["auto", "bf16", "fp32"]
 
@@ -101,10 +109,6 @@ def _no_bar() -> contextlib.AbstractContextManager[Any]:
 
 def _inspect_folder(path: Path) -> int:
     """Count parameters from the safetensors headers alone, which also finds files that are cut short."""
-    from math import prod
-
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_dir():
         raise RunError(f"{path}: no such model folder")
     if not (path / "config.json").is_file():
@@ -112,14 +116,40 @@ def _inspect_folder(path: Path) -> int:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise RunError(f"{path}: no .safetensors file in the model folder")
-    total = 0
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"{file}: cut short or not safetensors ({first_line(error)})") from error
-    return total
+    return sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return ``{tensor: shape}`` of a safetensors file; raises ``RunError`` when it is cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{file}: cut short or not safetensors ({first_line(error)})") from error
+
+
+def model_tokenizer_digest(path: Path) -> str:
+    """Return the tokenizer digest of a model folder or GGUF file without loading the model.
+
+    Raises ``RunError`` when there is no tokenizer that can be read.
+    """
+    if (path / "tokenizer.json").is_file():
+        return tokenizer_digest(path / "tokenizer.json")
+    import transformers
+
+    try:
+        # Without tokenizer.json: a GGUF file, or an older folder whose vocabulary transformers converts.
+        with quiet_transformers():
+            gguf = path.suffix == ".gguf"
+            tokenizer = _gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(path)
+        return described_digest(json.loads(tokenizer.backend_tokenizer.to_str()))
+    except RunError:
+        raise
+    except Exception as error:
+        # The libraries below raise a dozen unrelated classes for a broken file.
+        raise RunError(f"{path}: its tokenizer cannot be read ({first_line(error)})") from error
 
 
 def _inspect_gguf(path: Path) -> int:

@@ -79,12 +79,16 @@ def tokenizer_digest(tokenizer_json: Path) -> str:
     Two models of one digest read the same ids as the same text. Raises ``RunError`` for a broken file.
     """
     try:
-        described = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-        tokens = dict(described["model"]["vocab"])
-        tokens.update({entry["content"]: entry["id"] for entry in described["added_tokens"]})
-        merges = [m.split(" ", 1) if isinstance(m, str) else m for m in described["model"].get("merges", [])]
+        return described_digest(json.loads(tokenizer_json.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{tokenizer_json}: not a readable tokenizer ({first_line(error)})") from error
+
+
+def described_digest(described: Any) -> str:
+    """Return the same digest of a ``tokenizer.json``'s content."""
+    tokens = dict(described["model"]["vocab"])
+    tokens.update({entry["content"]: entry["id"] for entry in described["added_tokens"]})
+    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in described["model"].get("merges", [])]
     return digest_of({"tokens": tokens, "merges": merges})
 
 

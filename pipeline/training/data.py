@@ -4,10 +4,10 @@ Covered: loss on assistant tokens only (the end of the turn included), a held-ou
 never leaves, steps of random rows whose micro-batches hold rows of like length. Not covered: packing
 several rows into one.
 
-Two measurements made this choice. Whole steps of like length fail: in the micro-domains a length is a
-domain, and the model learned almost nothing (6 % after 600 steps, where steps of random rows reach 90 %).
-Packed rows of 128 tokens under a block-diagonal mask ran 1.3 times slower on a CPU than rows of like
-length, whose padding is a few per cent.
+Two measurements made this choice. In the micro-domains a length is nearly a domain, so whole steps of like
+length learn slower: held-out loss 1.39 after 63,000 tokens, where steps of random rows are at 1.07 after
+46,000. Packed rows of 128 tokens under a block-diagonal mask ran 1.3 times slower on a CPU than rows of
+like length.
 """
 
 from __future__ import annotations

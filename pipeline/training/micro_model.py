@@ -44,7 +44,7 @@ class MicroModelSettings(Settings):
     """Standard deviation of the first weights; about 1/sqrt(hidden_size).
 
     With the usual 0.02 attention starts so flat at this width that copying is learned late: held-out loss
-    0.75 against 0.18 after the same 500 steps.
+    0.75 against 0.18 after the same 500 steps (of like lengths, 1,024 tokens each).
     """
     seed_offset: int = 0
     """Added to the run's seed, so that two models of one run start apart."""

@@ -162,15 +162,19 @@ def _save(model: Any, tokenizer: Any, settings: SftSettings, ctx: StageContext) 
 
 def _save_adapter(model: Any, ctx: StageContext) -> None:
     """Save the adapter apart, naming its base by digest and not by a path of this machine."""
+    from evals.backends.adapters import write_sidecar
+
+    base = ctx.inputs["model"]
     folder = ctx.out / "adapter"
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = ctx.inputs["model"].digest
+    config["base_model_name_or_path"] = base.digest
     # peft writes a set here, in an order that changes from process to process.
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_sidecar(folder, base=base.digest, base_folder=base.path)
 
 
 def _facts(out: Path, loaded: LoadedModel, encoded: EncodedSet, result: LoopResult) -> dict[str, Any]:

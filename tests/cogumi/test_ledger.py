@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,9 +11,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import make_url
 
 from cogumi.errors import BudgetError, RunError, UsageError
 from cogumi.ledger import Ledger, LedgerCalls
+from cogumi.ledger.database import DATABASE_URL_ENV
 from cogumi.ledger.schema import HEAD_REVISION, metadata
 from cogumi.stage import CallRecord
 
@@ -70,6 +73,20 @@ def test_recorded_calls_are_kept_once(tmp_path: Path) -> None:
     assert calls._ledger.spent("run") == (0.75, 0.0)
 
 
+def test_two_runs_that_pay_for_the_same_call_record_it_once(tmp_path: Path) -> None:
+    ledger, together = Ledger(tmp_path), Barrier(4)
+
+    def pay(run: str) -> None:
+        calls = LedgerCalls(ledger, run, "step", None)
+        for number in range(20):
+            together.wait(60)
+            calls.record([call(f"{number}")])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(pay, "abcd"))
+    assert sum(ledger.spent(run)[0] for run in "abcd") == 20 * 0.25
+
+
 def test_the_limit_stops_after_the_commit(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     calls = LedgerCalls(ledger, "run", "step", 1.0)
@@ -120,6 +137,10 @@ def _claim(folder: str, start: int) -> None:
 
 
 def test_two_processes_never_share_an_attempt(tmp_path: Path) -> None:
+    check_two_processes(tmp_path)
+
+
+def check_two_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_claim, args=(str(tmp_path), start)) for start in (0, 10)]
     for worker in workers:
@@ -154,11 +175,31 @@ def test_the_same_verdict_is_kept_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.postgresql
-def test_postgresql_holds_the_same_book(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, os.environ["COGUMI_TEST_POSTGRES_URL"])
+def test_postgresql_holds_the_same_book(tmp_path: Path, postgresql_url: str) -> None:
+    ledger = Ledger(tmp_path, postgresql_url)
     check_migrated(ledger)
     calls = LedgerCalls(ledger, "pg", "step", None)
     calls.record([call("pg-a"), call("pg-b")])
     assert set(calls.recorded(["pg-a", "pg-b"])) == {"pg-a", "pg-b"}
     assert ledger.number("pg", "items", "a") == 1
     assert ledger.number("pg", "items", "b") == 2
+    ledger.close()
+
+
+@pytest.mark.postgresql
+def test_postgresql_migrates_and_numbers_once_for_many_processes(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATABASE_URL_ENV, postgresql_url)
+    check_two_processes(tmp_path)
+
+
+@pytest.mark.postgresql
+def test_postgresql_that_is_away_is_one_line_without_the_password(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    gone = make_url(postgresql_url).set(database="no_such_database", password="hunter2")
+    with pytest.raises(RunError, match="cannot open the ledger") as found:
+        Ledger(tmp_path, gone.render_as_string(hide_password=False))
+    assert "hunter2" not in str(found.value)
+    assert "\n" not in str(found.value)

@@ -238,6 +238,30 @@ def test_kill_9_in_any_stage_is_resumed(tmp_path: Path, where: str) -> None:
     assert list(killed.store.staging.iterdir()) == []
 
 
+@pytest.mark.postgresql
+def test_postgresql_keeps_the_history_that_sqlite_keeps(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [{"text": "b"}, {"text": "bb"}, {"text": "bbb"}]
+    chosen = profile(attempts, first={"text": "a", "fault": "pay", "teacher": "t"})
+    _, _, whole = go(tmp_path / "sqlite", chosen, LengthJudge(3))
+    monkeypatch.setenv("COGUMI_DATABASE_URL", postgresql_url)
+    document = json.loads(json.dumps(chosen.model_dump(mode="json")))
+    document["steps"][1]["attempts"][1]["fault"] = "kill"
+    child = os.fork()
+    if child == 0:
+        go(tmp_path / "postgresql", parse_profile(document, "test"), LengthJudge(3))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    # The judge is new, as the process is; its count of attempts starts again, and the ledger's does not.
+    outcome, ran, resumed = go(tmp_path / "postgresql", chosen, LengthJudge(3))
+    assert (outcome.exit_code, ran) == (0, ["bb", "c"])
+    assert resumed.ledger.engine.dialect.name == "postgresql"
+    assert not (tmp_path / "postgresql" / "ledger.sqlite").exists()
+    assert resumed.ledger.snapshot() == whole.ledger.snapshot()
+    resumed.ledger.close()
+
+
 def test_until_and_from(tmp_path: Path) -> None:
     outcome, ran, _ = go(tmp_path, profile(), options=RunOptions(until="b"))
     assert (outcome.exit_code, ran) == (0, ["a", "b"])

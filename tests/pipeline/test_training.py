@@ -238,13 +238,21 @@ def test_no_row_sees_another_or_its_padding(model: Artifact, tmp_path: Path) -> 
     config = LoopConfig(1, StepSizes(256, 256), 1e-3, 0, 0.0, 1.0, 0, 1, None, False)
     trainer = Trainer(loaded.model, config, scratch=tmp_path, pad_id=4)
     rows = [Encoded(tuple(range(10, 10 + n)), n // 2) for n in (5, 9, 16)]
-    together, count, size = trainer._loss(rows)
-    apart = [trainer._loss([row]) for row in rows]
-    assert float(together.detach()) == pytest.approx(
-        sum(float(loss.detach()) for loss, _, _ in apart), rel=1e-5
-    )
-    assert count == sum(n for _, n, _ in apart) == sum(len(row.ids) - row.answer_start for row in rows)
+    together, size = trainer._loss(rows)
+    alone = sum(float(trainer._loss([row])[0].detach()) for row in rows)
+    assert float(together.detach()) == pytest.approx(alone, rel=1e-5)
     assert size == 3 * 16
+
+
+def test_micro_batches_bound_the_memory_and_not_the_result(
+    data: Artifact, model: Artifact, trained: tuple[Any, Artifact], tmp_path: Path
+) -> None:
+    settings = SHORT.model_copy(update={"micro_batch_tokens": 2048})
+    whole = run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})[0].facts
+    for one, other in zip(whole["looks"], trained[0].facts["looks"], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert whole["tokens_seen"] == trained[0].facts["tokens_seen"]
+    assert whole["padding_share"] > trained[0].facts["padding_share"]
 
 
 @pytest.mark.parametrize(
