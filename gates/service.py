@@ -135,7 +135,7 @@ class ProfileEvidence:
             live.extend(live.n_total)
             measurement = self._open[subject.digest, task.name] = live
         return _reference(
-            f"{name}/{task.name}@measured",
+            f"{name}@measured",
             "per-item",
             measurement,
             simulated=subject.simulated,

@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as cogumi.cli does, and says why
 
 
 @pytest.fixture(autouse=True)

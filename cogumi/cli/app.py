@@ -60,6 +60,9 @@ def _register() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the contract's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Threads of OpenMP that wait by spinning starve whoever else wants the core: two trainings at once fell
+    # from 6,500 to 200 tokens a second each. So short a spin costs nothing alone (6,800). torch reads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     _register()
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="cogumi", standalone_mode=False)

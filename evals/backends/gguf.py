@@ -16,8 +16,8 @@ from evals.types import FinishReason, Generation
 # Tokens of context where the caller names none: the longest IFEval prompt and its answer fit, and the
 # cache of a small model stays under 100 MB.
 DEFAULT_CONTEXT = 4096
-# Bytes under which one thread is the fastest: a file of 1 M weights takes 2 ms a step on one, and up to 400 ms
-# on two when another process wants the second core.
+# Bytes under which one thread is the fastest: a file of 1 M weights takes 2 ms a step on one, and up to
+# 400 ms on two when another process wants the second core.
 _TINY_FILE = 32_000_000
 _ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
 _complaints: deque[str] = deque(maxlen=8)

@@ -157,9 +157,7 @@ def summarize_gguf(path: Path, type: str) -> GGUFSummary:
     fallback = [
         f"{tensor.name}: {tensor.tensor_type.name}"
         for tensor in tensors
-        if len(tensor.shape) == 2
-        and tensor.shape[0] % gguf.QK_K
-        and tensor.tensor_type.name != type.upper()
+        if len(tensor.shape) == 2 and tensor.shape[0] % gguf.QK_K and tensor.tensor_type.name != type.upper()
     ]
     return GGUFSummary(path.stat().st_size, parameters, round(8 * stored / parameters, 4), fallback)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cogumi.errors import UsageError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from pipeline.training.data import (
     ChatEncoder,
@@ -136,6 +137,10 @@ def _with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    shared = {"embed_tokens", "lm_head"} & set(targets) if isinstance(targets, list) else set()
+    if shared and getattr(model.config, "tie_word_embeddings", False):
+        # Merged into the one, the adapter would also change the other: not the model that was trained.
+        raise UsageError(f"lora.targets: {shared.pop()} shares its weights in this model; name other layers")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -168,18 +168,22 @@ def test_without_a_tokenizer_the_size_of_the_vocabulary_tells(
     data: Artifact, base: Artifact, house: Workspace, tmp_path: Path
 ) -> None:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     lora = LoraSettings(rank=4, alpha=8, targets=("embed_tokens", "q_proj"))
-    adapter = train(data, base, tmp_path / "lora", lora) / "adapter"
-    (adapter / ADAPTER_SIDECAR).unlink()
+    with pytest.raises(UsageError, match="embed_tokens shares its weights"):
+        train(data, base, tmp_path / "lora", lora)
+    adapter = tmp_path / "foreign"
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    get_peft_model(load_model(base.path).model, config).save_pretrained(adapter)
+    rename_base(adapter, base.path)
     ids = torch.tensor([load_model(base.path).tokenizer(PROMPTS[0]).input_ids])
     # Its output matrix is the embedding's, and the adapter changes the embedding alone.
     wanted = PeftModel.from_pretrained(load_model(base.path).model, str(adapter)).eval()
     with torch.inference_mode():
         logits = load_adapted(base.path, adapter).model(input_ids=ids).logits
         assert torch.equal(logits, wanted(input_ids=ids).logits)
-        assert not torch.allclose(logits, load_model(adapter.parent).model(input_ids=ids).logits)
+        assert not torch.allclose(logits, load_model(base.path).model(input_ids=ids).logits)
     smaller = TINY.model_copy(update={"vocab_size": 350})
     rename_base(adapter, run_stage(MICRO_MODEL, smaller, tmp_path / "smaller", {"data": data})[1].path)
     with pytest.raises(RunError, match=r"another tokenizer .* \(a vocabulary of 400, the base's is 350\)"):
