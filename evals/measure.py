@@ -110,7 +110,7 @@ class Measurement:
             return
         if whole_batches:
             size = self._measurer.backend(self.subject).batch_size
-            wanted = min(self.n_total, known + -(-(wanted - known) // size) * size)
+            wanted = min(self.n_total, -(-wanted // size) * size)
         name = f"evidence-{digest_of([self.file.key.artifact, self.file.key.protocol_digest])[7:23]}"
         with self._measurer.workspace.lock(name):
             self._forget()

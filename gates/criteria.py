@@ -179,7 +179,6 @@ def _task_verdicts(
                 lower=part.lower if part else None,
                 upper=part.upper if part else None,
                 n_used=judgement.used[k],
-                n_measured=pair.known,
                 n_total=pair.population,
                 truncated=truncated[k],
                 errors=errors[k],

@@ -18,7 +18,7 @@ from gates.criteria import Look, blocked, feasibility, look
 from gates.evidence import EvidenceSource
 from gates.pairing import Docket
 from gates.spec import Criterion, GateSpec
-from gates.verdicts import GateVerdict
+from gates.verdicts import CriterionVerdict, GateVerdict
 
 # A gate with one of these cannot pass, and none of them is the kind of thing that more items mend.
 HOPELESS = frozenset({Verdict.FAIL, Verdict.INFEASIBLE, Verdict.BUDGET})
@@ -103,17 +103,25 @@ def _measure(docket: Docket, criterion: Criterion, wants: Mapping[str, int]) -> 
 
 def _tell(docket: Docket, failures: Mapping[str, CogumiError], run: str | None) -> GateVerdict:
     """Look once more at every criterion, with bounds: other criteria may have measured for them."""
-    criteria = []
-    for criterion in docket.spec.criteria:
+    told: dict[str, CriterionVerdict] = {}
+    # Rates last: they are told on the items of a claim that failed.
+    for criterion in sorted(docket.spec.criteria, key=lambda one: one.item_rate is not None):
         found = look(docket, criterion)
         verdict = found.verdict
         if criterion.id in failures and verdict.verdict is Verdict.UNDECIDED:
             verdict = blocked(docket, criterion, failures[criterion.id], verdict)
         elif verdict.n_used and found.wants:
-            note = "; ".join(
-                filter(None, (verdict.note, "not measured further: the gate cannot pass any more"))
-            )
-            verdict = replace(verdict, note=note)
-        criteria.append(verdict)
+            note = "not measured further: the gate cannot pass any more"
+            verdict = replace(verdict, note="; ".join(filter(None, (verdict.note, note))))
+        if criterion.item_rate is None and criterion.suite and verdict.verdict is Verdict.FAIL:
+            docket.decided_on[criterion.suite] = _items_used(docket, criterion.suite, verdict)
+        told[criterion.id] = verdict
+    criteria = [told[criterion.id] for criterion in docket.spec.criteria]
     attempt = max(criterion.attempt for criterion in criteria)
     return GateVerdict(docket.spec.gate, run, docket.artifact, attempt, tuple(criteria), docket.spec.title)
+
+
+def _items_used(docket: Docket, suite: str, verdict: CriterionVerdict) -> dict[str, int]:
+    if verdict.tasks:
+        return {task.task: task.n_used for task in verdict.tasks}
+    return dict.fromkeys(docket.source.tasks(suite), verdict.n_used)

@@ -25,6 +25,8 @@ class Docket:
     book: AttemptBook
     artifact: str
     limit: int | None
+    decided_on: dict[str, dict[str, int]] = field(default_factory=dict)
+    """For suites whose main claim failed: the items of each task that it took."""
     _references: dict[tuple[str, str, str], ReferenceScores] = field(default_factory=dict)
 
     def reference(self, name: str, suite: str, task: str) -> ReferenceScores:
@@ -36,9 +38,15 @@ class Docket:
 
 
 def recorded(docket: Docket, criterion: Criterion) -> list[PairedScores]:
-    """Return what is measured of the artifact on each task of the criterion's suite, cut at the limit."""
+    """Return what is measured of the artifact on each task of the criterion's suite, cut at the limit.
+
+    A rate is told on the items that decided the suite's failed claim, however many more are recorded: the
+    verdict must not depend on where a batch happened to end.
+    """
     suite = criterion.suite or ""
     found = [docket.source.scores(suite, task) for task in docket.source.tasks(suite)]
+    if criterion.item_rate is not None and suite in docket.decided_on:
+        found = [scores.prefix(docket.decided_on[suite][scores.task]) for scores in found]
     return found if docket.limit is None else [scores.prefix(docket.limit) for scores in found]
 
 

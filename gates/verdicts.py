@@ -22,7 +22,6 @@ class TaskVerdict:
     lower: float | None
     upper: float | None
     n_used: int
-    n_measured: int
     n_total: int
     truncated: int
     errors: int

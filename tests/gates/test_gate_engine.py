@@ -92,11 +92,33 @@ def test_a_failed_gate_measures_no_more_for_the_other_criterion(rng: np.random.G
     general, stops = decided(source, GENERAL, STOPS).criteria
     assert general.verdict is Verdict.FAIL
     assert stops.verdict is Verdict.UNDECIDED
-    assert stops.n_used == source.measured["ifeval"] < 80
+    assert stops.n_used == general.n_used <= source.measured["ifeval"] < 80
     assert stops.note == "not measured further: the gate cannot pass any more"
     assert stops.value == 0.0
     assert stops.upper is not None
     assert 0 < stops.upper < 1
+
+
+def test_a_truncated_first_answer_does_not_cut_the_main_claim_short(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.1)
+    source.truncated["ifeval"] = np.ones(N, dtype=bool)
+    general, stops = decided(source, GENERAL, STOPS).criteria
+    assert (general.verdict, stops.verdict) == (Verdict.FAIL, Verdict.FAIL)
+    assert stops.n_used == 1 < general.n_used
+
+
+def test_more_evidence_changes_no_word_of_a_failed_gate(rng: np.random.Generator) -> None:
+    source = a_model(rng, 0.1)
+    first = decided(source, GENERAL, STOPS)
+    source.measured["ifeval"] = N
+    assert decided(source, GENERAL, STOPS).to_json() == first.to_json()
+
+
+def test_retention_of_nothing_is_not_a_pass() -> None:
+    source = Memory({"ifeval": np.zeros(N)}, baselines={"ifeval": np.zeros(N)})
+    (kept,) = decided(source, retention(0.02)).criteria
+    assert kept.verdict is Verdict.UNDECIDED
+    assert "says nothing" in kept.note
 
 
 def test_truncation_fails_on_few_items(rng: np.random.Generator) -> None:

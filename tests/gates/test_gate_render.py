@@ -52,7 +52,7 @@ def test_json_is_the_contract() -> None:
 
 
 def test_json_round_trip_keeps_tasks_and_unbounded_bounds() -> None:
-    task = TaskVerdict("a", None, 0.5, 0.25, None, 1, 2, 3, 0, 0)
+    task = TaskVerdict("a", None, 0.5, 0.25, None, 1, 3, 0, 0)
     whole = verdict_of(replace(GENERAL, upper=float("inf"), tasks=(task,)))
     back = GateVerdict.from_json(json.loads(json.dumps(whole.to_json(), allow_nan=False)))
     assert back.criteria[0].upper is None

@@ -205,7 +205,6 @@ def fill(maker: Maker) -> None:
         "lower": 0.8,
         "upper": None,
         "n_used": 20,
-        "n_measured": 60,
         "n_total": 60,
         "truncated": 1,
         "errors": 0,
