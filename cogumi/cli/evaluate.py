@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _HELP = """Measure a model on a suite; what was measured before is not measured again.
 
-ARTIFACT is an artifact's digest, a model folder, a .gguf file, a known or hub name, or openai:MODEL or
-anthropic:MODEL.
+ARTIFACT is an artifact's digest, a model or adapter folder, a .gguf file, a known or hub name, or openai:MODEL
+or anthropic:MODEL.
 
 Example: cogumi eval smollm2-135m-instruct --suite instruction --limit 20 --data ../shared/data
 """
