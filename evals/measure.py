@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,9 @@ from evals.types import Backend, Generation, Item, Task
 
 ORDER_SEED = 20261123
 """Seed of every committed order: part of the protocol, so that no one picks an order after an answer."""
+
+# Answers wait at most so long for their fsync; a kill loses no more than these, and they are asked again.
+_KEEP_EVERY_S = 2.0
 
 Tell = Callable[[str, int, int], None]
 """Called with (task name, items done, items wanted) after each chunk."""
@@ -114,27 +118,43 @@ class Measurement:
         name = f"evidence-{digest_of([self.file.key.artifact, self.file.key.protocol_digest])[7:23]}"
         with self._measurer.workspace.lock(name):
             self._forget()
-            while (done := len(self.scores)) < wanted:
-                backend = self._measurer.backend(self.subject)
+            self._measure(len(self.scores), wanted)
+            self._forget()
+
+    def _measure(self, done: int, wanted: int) -> None:
+        """Answer items ``done`` to ``wanted``; what was answered is kept also when the model fails."""
+        backend = self._measurer.backend(self.subject)
+        pending: list[Record] = []
+        kept_at = time.monotonic()
+        try:
+            while done < wanted:
                 chunk = self.items.items[done : min(wanted, done + backend.batch_size)]
-                self._append(backend, chunk, done)
-                self._forget()
-                self._measurer.tell(self.items.task.name, done + len(chunk), wanted)
+                pending += self._answer(backend, chunk, done)
+                done += len(chunk)
+                if time.monotonic() - kept_at > _KEEP_EVERY_S:
+                    self._keep(backend, pending)
+                    pending, kept_at = [], time.monotonic()
+                self._measurer.tell(self.items.task.name, done, wanted)
+        finally:
+            if pending:
+                self._keep(backend, pending)
+
+    def _keep(self, backend: Backend, records: Sequence[Record]) -> None:
+        facts = {"stack": backend.stack, "peak_rss_bytes": peak_rss_bytes()}
+        self.file.append(records, n_total=self.n_total, facts=facts)
 
     def _forget(self) -> None:
         self.__dict__.pop("_columns", None)
 
-    def _append(self, backend: Backend, chunk: Sequence[Item], start: int) -> None:
+    def _answer(self, backend: Backend, chunk: Sequence[Item], start: int) -> list[Record]:
         task = self.items.task
         answers = backend.generate([item.prompt for item in chunk], max_tokens=task.max_tokens)
         if len(answers) != len(chunk):
             raise RunError(f"{self.subject.label}: {len(answers)} answers to {len(chunk)} prompts")
-        records = [
+        return [
             _record(task, item, answer, start + offset)
             for offset, (item, answer) in enumerate(zip(chunk, answers, strict=True))
         ]
-        facts = {"stack": backend.stack, "peak_rss_bytes": peak_rss_bytes()}
-        self.file.append(records, n_total=self.n_total, facts=facts)
 
 
 def _record(task: Task, item: Item, answer: Generation, position: int) -> Record:

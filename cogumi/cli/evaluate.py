@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HELP = """Measure a model on a suite; what was measured before is not measured again.
 
-ARTIFACT is an artifact's digest, a model or adapter folder, a .gguf file, a known or hub name, or openai:MODEL
+ARTIFACT is an artifact's digest, a model or adapter folder, a .gguf file, a known or hub name, openai:MODEL
 or anthropic:MODEL.
 
 Example: cogumi eval smollm2-135m-instruct --suite instruction --limit 20 --data ../shared/data
