@@ -15,7 +15,7 @@ def canonical_json(value: Any) -> str:
 
 def digest_of(value: Any) -> str:
     """Return ``sha256:<hex>`` of a JSON-serialisable value's canonical text."""
-    return "sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ import of a model from elsewhere. Not covered: garbage collection and remote sto
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -199,9 +200,9 @@ def _sync_tree(root: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader or a kill sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
@@ -209,5 +210,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from error

@@ -92,7 +92,7 @@ class Measurement:
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         table = self.file.table(["score", "finish_reason"])
-        return {name: table[name].to_numpy() for name in ("score", "finish_reason")}
+        return {name: np.array(table[name].to_pylist()) for name in ("score", "finish_reason")}
 
     @property
     def scores(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from cogumi import units
 from gates.render import claim as gate_claim
 from gates.render import number
 from gates.verdicts import CriterionVerdict
@@ -36,28 +37,13 @@ def when(iso: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format seconds: ``0.4 s``, ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Format seconds, or say that they are unknown."""
+    return UNKNOWN if seconds is None else units.duration(seconds)
 
 
 def size(count: float | None) -> str:
-    """Format bytes in decimal units, as model sizes are quoted: ``540 MB``."""
-    if count is None:
-        return UNKNOWN
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+    """Format bytes, or say that they are unknown."""
+    return UNKNOWN if count is None else units.size(count)
 
 
 def count(number: float | None) -> str:

@@ -88,15 +88,6 @@ def existing_run(place: Place, run: str) -> Any:
     return row
 
 
-def size(count: float) -> str:
-    """Format bytes in decimal units, as model sizes are quoted: ``540 MB``."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def dollars(real: float, simulated: float = 0.0) -> str:
     """Format spending; play money of a local teacher is named as such."""
     told = [f"${real:.2f}"] if real or not simulated else []

@@ -14,11 +14,10 @@ from cogumi.cli.common import (
     echo_json,
     place,
     profile_of,
-    size,
 )
 from cogumi.cli.gate import BackendOption
-from cogumi.cli.progress import Line
-from cogumi.cli.teachers import TeacherPool
+from cogumi.cli.measuring import measuring
+from cogumi.units import size
 
 if TYPE_CHECKING:
     from evals.measure import Measurement
@@ -55,7 +54,6 @@ def evaluate(
 ) -> None:
     """Measure and print."""
     from cogumi.subjects import resolve
-    from evals.measure import Measurer
     from evals.tasks import suite_tasks
     from gates.service import ProfileEvidence
 
@@ -64,22 +62,14 @@ def evaluate(
     tasks = suite_tasks(suite, chosen.suites)
     where.workspace.create()
     subject = resolve(artifact, where.workspace, backend)
-    line = Line("answered")
-    measurer = Measurer(
-        where.workspace, where.data, lambda task, done, wanted: line.update(done, wanted, task=task)
-    )
     rows: list[dict[str, Any]] = []
-    with TeacherPool(where.workspace, chosen) as teachers:
+    with measuring(where, chosen) as (measurer, teachers):
         source = ProfileEvidence(measurer, chosen, subject, teachers=teachers)
-        try:
-            for task in tasks:
-                compared = source.reference(reference, suite, task.name) if reference else None
-                measurement = measurer.measurement(subject, task)
-                measurement.extend(limit or measurement.n_total)
-                rows.append(task_row(measurement, compared))
-        finally:
-            measurer.close()
-            line.close()
+        for task in tasks:
+            compared = source.reference(reference, suite, task.name) if reference else None
+            measurement = measurer.measurement(subject, task)
+            measurement.extend(limit or measurement.n_total)
+            rows.append(task_row(measurement, compared))
     scores = [row["score"] for row in rows]
     document = {
         "artifact": subject.digest,

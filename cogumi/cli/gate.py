@@ -19,8 +19,7 @@ from cogumi.cli.common import (
     profile_of,
     say,
 )
-from cogumi.cli.progress import Line
-from cogumi.cli.teachers import TeacherPool
+from cogumi.cli.measuring import measuring
 from cogumi.errors import UsageError
 from cogumi.profile import Profile
 from cogumi.store import write_atomic
@@ -138,20 +137,12 @@ def _decide(
     baseline: Subject | None,
     limit: int | None,
 ) -> GateVerdict:
-    from evals.measure import Measurer
     from gates.service import GateService
 
-    line = Line("answered")
-    measurer = Measurer(
-        where.workspace, where.data, lambda task, done, wanted: line.update(done, wanted, task=task)
-    )
-    with TeacherPool(where.workspace, profile) as teachers:
-        try:
-            verdict = GateService(measurer, profile, run, teachers).verdict(phase, subject, baseline, limit)
-        finally:
-            measurer.close()
-            line.close()
-    if subject is not None:
+    with measuring(where, profile) as (measurer, teachers):
+        verdict = GateService(measurer, profile, run, teachers).verdict(phase, subject, baseline, limit)
+    # What a limited look says is not what the run is remembered by.
+    if subject is not None and limit is None:
         where.workspace.ledger.record_verdict(run or "", verdict.to_json())
     return verdict
 

@@ -16,10 +16,10 @@ from cogumi.cli.common import (
     WorkspaceOption,
     echo_json,
     place,
-    size,
 )
 from cogumi.errors import RunError
 from cogumi.profile import Profile, load_profile
+from cogumi.units import size
 from cogumi.verdict import Verdict
 
 _HELP = """Say what a profile would take, and which of its targets no model or file could meet.

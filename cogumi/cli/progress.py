@@ -9,6 +9,7 @@ from typing import Any
 from cogumi.cli.common import on_terminal, say
 from cogumi.profile import GateStep, MeasureStep, StageStep, Step
 from cogumi.stage import Progress as StageProgress
+from cogumi.units import duration
 
 _PLAIN_EVERY_S = 5.0
 
@@ -31,7 +32,7 @@ class Line:
         if now - self._told < _PLAIN_EVERY_S:
             return
         self._told = now
-        eta = f", {clock((total - done) * (now - self._start) / done)} left" if 0 < done < total else ""
+        eta = f", {duration((total - done) * (now - self._start) / done)} left" if 0 < done < total else ""
         say(f"    {self._label}: {done}/{total}{told}{eta}")
 
     def close(self) -> None:
@@ -70,16 +71,6 @@ class _Bar:
 
 def _fact(value: float | int | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def clock(seconds: float) -> str:
-    """Format a duration: ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def describe(step: Step) -> str:

@@ -16,8 +16,7 @@ from cogumi.cli.common import (
     place,
     profile_of,
 )
-from cogumi.cli.progress import Line
-from cogumi.cli.teachers import TeacherPool
+from cogumi.cli.measuring import measuring
 from cogumi.errors import UsageError
 
 _HELP = """List, show, add or measure references.
@@ -111,7 +110,6 @@ def measure(
     from dataclasses import replace
 
     from cogumi.subjects import resolve
-    from evals.measure import Measurer
     from evals.tasks import suite_tasks
     from gates.service import teacher_subject
 
@@ -119,26 +117,17 @@ def measure(
     chosen = profile_of(where, None, profile)
     tasks = suite_tasks(suite, chosen.suites)
     where.workspace.create()
-    line = Line("answered")
-    measurer = Measurer(
-        where.workspace, where.data, lambda task, done, wanted: line.update(done, wanted, task=task)
-    )
     rows: list[dict[str, Any]] = []
-    with TeacherPool(where.workspace, chosen) as teachers:
+    with measuring(where, chosen) as (measurer, teachers):
         if model in chosen.teachers:
-            subject = teacher_subject(chosen, model)
-            subject = replace(subject, base_url=teachers()[model].base_url)
+            subject = replace(teacher_subject(chosen, model), base_url=teachers()[model].base_url)
         else:
             subject = resolve(model, where.workspace)
-        try:
-            for task in tasks:
-                measurement = measurer.measurement(subject, task)
-                measurement.extend(measurement.n_total)
-                scores = measurement.scores
-                rows.append({"task": task.name, "n": len(scores), "score": float(scores.mean())})
-        finally:
-            measurer.close()
-            line.close()
+        for task in tasks:
+            measurement = measurer.measurement(subject, task)
+            measurement.extend(measurement.n_total)
+            scores = measurement.scores
+            rows.append({"task": task.name, "n": len(scores), "score": float(scores.mean())})
     document = {"model": model, "artifact": subject.digest, "simulated": subject.simulated, "tasks": rows}
     if as_json:
         echo_json(document)

@@ -17,10 +17,11 @@ from cogumi.cli.common import (
     place,
     say,
 )
-from cogumi.cli.progress import RunReporter, clock
+from cogumi.cli.progress import RunReporter
 from cogumi.cli.teachers import TeacherPool
 from cogumi.errors import InfeasibleError, UsageError, nearest
 from cogumi.profile import GateStep, Profile, load_profile
+from cogumi.units import duration
 from cogumi.workspace import check_run_name
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _farewell(where: Place, name: str, profile: Profile, outcome: Outcome) -> No
     say(f"run {name} ({profile.title}): {outcome.status}, {outcome.note}")
     _say_verdicts(where, name, profile)
     seconds = sum((row.finished_at or row.started_at) - row.started_at for row in ledger.steps(name))
-    say(f"  time {clock(seconds)}, spent {dollars(*ledger.spent(name))}")
+    say(f"  time {duration(seconds)}, spent {dollars(*ledger.spent(name))}")
     report = write_report(where.workspace, name, where.workspace.root / "reports" / name)
     say(f"  report: {report}")
     gate = next((step.gate for step in reversed(profile.steps) if isinstance(step, GateStep)), None)

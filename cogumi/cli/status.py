@@ -17,9 +17,9 @@ from cogumi.cli.common import (
     existing_run,
     place,
 )
-from cogumi.cli.progress import clock
 from cogumi.errors import UsageError
 from cogumi.profile import GateStep, Profile, parse_profile
+from cogumi.units import duration
 
 if TYPE_CHECKING:
     from cogumi.ledger import StepRow
@@ -137,7 +137,7 @@ def _print(document: dict[str, Any]) -> None:
         typer.echo(f"  {document['note']}")
     for row in document["steps"]:
         again = f" attempt {row['attempt']}" if row["attempt"] > 1 else ""
-        took = clock(row["seconds"]) if row["seconds"] is not None else ""
+        took = duration(row["seconds"]) if row["seconds"] is not None else ""
         artifact = (row["artifact"] or "").removeprefix("sha256:")[:12]
         name = f"{_MARKS[row['status']]} {row['plan']:<4} {row['step']:<18}"
         typer.echo(f"  {name} {took:>12}  {artifact:<12} {row['note']}".rstrip() + again)

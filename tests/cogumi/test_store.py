@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cogumi.digest import digest_of
 from cogumi.errors import RunError, UsageError
 from cogumi.store import Artifact, ArtifactStore, write_atomic
 
@@ -96,3 +97,14 @@ def test_a_full_disk_is_told_and_leaves_the_old_content(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        write_atomic(tmp_path / "file" / "below", b"x")
+
+
+def test_digests_take_any_text() -> None:
+    assert digest_of({"b": 1, "a": "\udc80"}) == digest_of({"a": "\udc80", "b": 1})
+    assert digest_of([1]) != digest_of(["1"])
