@@ -92,6 +92,17 @@ def described_digest(described: Any) -> str:
     return digest_of({"tokens": tokens, "merges": merges})
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer so that equal ones give equal bytes, wherever and however it was loaded."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    # How it was loaded, and by which settings of the environment: not what it is.
+    for name in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(name, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
 def render_chat(template: str, prompt: str, *, bos: str, eos: str) -> str:
     """Render one user prompt through a chat template as ``apply_chat_template`` would, ready to answer.
 

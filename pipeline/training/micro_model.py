@@ -64,7 +64,7 @@ def run(settings: MicroModelSettings, ctx: StageContext) -> StageResult:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from evals.backends.loading import quiet_transformers
-    from evals.backends.tokenization import tokenizer_digest
+    from evals.backends.tokenization import save_tokenizer, tokenizer_digest
 
     ctx.progress.update(0, 2)
     tokenizer = _tokenizer(settings, ctx)
@@ -87,7 +87,7 @@ def run(settings: MicroModelSettings, ctx: StageContext) -> StageResult:
         torch.manual_seed(ctx.seed + settings.seed_offset)
         model = LlamaForCausalLM(config)
         model.save_pretrained(ctx.out)
-        tokenizer.save_pretrained(ctx.out)
+        save_tokenizer(tokenizer, ctx.out)
     ctx.progress.update(2, 2)
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -156,13 +156,15 @@ def _with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
 def _save(model: Any, tokenizer: Any, settings: SftSettings, ctx: StageContext) -> None:
     import torch
 
+    from evals.backends.tokenization import save_tokenizer
+
     if settings.lora:
         _save_adapter(model, ctx)
         model = model.merge_and_unload()
     if settings.dtype == "bf16":
         model = model.to(torch.bfloat16)
     model.save_pretrained(ctx.out)
-    tokenizer.save_pretrained(ctx.out)
+    save_tokenizer(tokenizer, ctx.out)
 
 
 def _save_adapter(model: Any, ctx: StageContext) -> None:

@@ -74,6 +74,12 @@ def test_draft_shares_the_tokenizer_of_its_base(data: Artifact, model: Artifact,
     draft = run_stage(MICRO_MODEL, settings, tmp_path / "draft", inputs)[1]
     assert file_sha256(draft.file("tokenizer.json")) == file_sha256(model.file("tokenizer.json"))
     assert json.loads(draft.file("config.json").read_text())["vocab_size"] == 400
+    # Neither says how it was loaded: the same files whatever the environment and the folder were.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert file_sha256(draft.file(name)) == file_sha256(model.file(name))
+    assert not {"is_local", "local_files_only"} & set(
+        json.loads(draft.file("tokenizer_config.json").read_text())
+    )
 
 
 @pytest.mark.parametrize("bad", [{"hidden_size": 100, "heads": 3}, {"heads": 4, "kv_heads": 3}])
