@@ -25,8 +25,8 @@ from cogumi.verdict import Verdict
 FloatArray = npt.NDArray[np.float64]
 
 # The fractions of capital that are staked, mixed with equal weights. Any fixed ones keep the guarantee; the
-# design's (.1, .25, .5, .75, .9) need 265 items (median) at N = 1,319, ratio .95 and a bar of .88, these
-# 229: near a bar small stakes win, and .9 is hardly ever the best (benchmarks/gate_simulation.py).
+# design's (.1, .25, .5, .75, .9) need 265 items (median) at N = 1,319, ratio .95 and a bar of .88, these 239:
+# near a bar small stakes win, and .9 is hardly ever the best (benchmarks/gate_simulation.py).
 FRACTIONS = (0.1, 0.2, 0.3, 0.5, 0.75)
 
 # Two means closer than this count as equal: far above the rounding of a sum of 100,000 float64 scores (about
