@@ -9,6 +9,7 @@ from typing import Any
 from cogumi.digest import digest_of
 from cogumi.errors import InfeasibleError, UsageError, nearest
 from cogumi.profile import GateStep, MeasureStep, Profile
+from cogumi.quick_book import QuickBook
 from cogumi.stage import TeacherConfig
 from cogumi.store import Artifact
 from cogumi.subjects import Subject, of_artifact
@@ -237,7 +238,7 @@ class GateService:
         return decide(
             spec,
             source,
-            self._measurer.workspace.ledger,
+            QuickBook(self._measurer.workspace),
             artifact=subject.digest if subject else "",
             run=self._run,
             limit=limit,

@@ -22,6 +22,7 @@ from cogumi.cli.common import (
 from cogumi.cli.measuring import measuring
 from cogumi.errors import UsageError
 from cogumi.profile import Profile
+from cogumi.quick_book import QuickBook
 from cogumi.store import write_atomic
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _decide(
         verdict = GateService(measurer, profile, run, teachers).verdict(phase, subject, baseline, limit)
     # What a limited look says is not what the run is remembered by.
     if subject is not None and limit is None:
-        where.workspace.ledger.record_verdict(run or "", verdict.to_json())
+        QuickBook(where.workspace).record_verdict(run or "", verdict.to_json())
     return verdict
 
 
