@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cogumi.digest import digest_of
-from cogumi.workspace import Workspace
+from cogumi.workspace import DATABASE_URL_ENV, LEDGER_FILE, Workspace
 
 
 class QuickBook:
@@ -34,8 +34,8 @@ class QuickBook:
             self._workspace.ledger.record_verdict(run, document)
 
     def _one(self, query: str, values: tuple[str, ...]) -> Any:
-        path = self._workspace.root / "ledger.sqlite"
-        if os.environ.get("COGUMI_DATABASE_URL") or not path.is_file():
+        path = self._workspace.root / LEDGER_FILE
+        if os.environ.get(DATABASE_URL_ENV) or not path.is_file():
             return None
         try:
             connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)

@@ -78,6 +78,14 @@ def profile_of(place: Place, run: str | None, profile: str | None) -> Profile:
     return load_profile(profile or DEFAULT_PROFILE)
 
 
+def latest_run(place: Place) -> str | None:
+    """Return the name of the run touched last; None in a workspace that has none, which is not created."""
+    if not place.workspace.root.exists():
+        return None
+    rows = place.workspace.ledger.runs()
+    return str(rows[0]["name"]) if rows else None
+
+
 def existing_run(place: Place, run: str) -> Any:
     """Return a run's row; raises ``UsageError`` naming the nearest run."""
     row = place.workspace.ledger.run(run)

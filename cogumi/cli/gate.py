@@ -15,6 +15,7 @@ from cogumi.cli.common import (
     RunOption,
     WorkspaceOption,
     echo_json,
+    latest_run,
     place,
     profile_of,
     say,
@@ -83,7 +84,7 @@ def gate(
     if run is not None and artifact is not None:
         raise UsageError("give --run or --artifact, not both")
     if run is None and artifact is None and profile is None:
-        run = _latest_run(where)
+        run = latest_run(where)
     chosen = profile_of(where, run, profile)
     for target in (junit, markdown, html):
         if target is not None and not target.absolute().parent.is_dir():
@@ -95,13 +96,6 @@ def gate(
     verdict = _decide(where, chosen, phase, run, subject, earlier, limit)
     _write(verdict, as_json, junit, markdown, html)
     raise typer.Exit(verdict.exit_code)
-
-
-def _latest_run(where: Place) -> str | None:
-    if not where.workspace.root.exists():
-        return None
-    rows = where.workspace.ledger.runs()
-    return str(rows[0]["name"]) if rows else None
 
 
 def _subjects(

@@ -14,6 +14,7 @@ from cogumi.cli.common import (
     WorkspaceOption,
     echo_json,
     existing_run,
+    latest_run,
     place,
     say,
 )
@@ -80,10 +81,10 @@ def _chosen(where: Place, run: str | None) -> str:
         raise UsageError(nothing if run is None else f"no run {run!r}: {nothing}")
     if run is not None:
         return str(existing_run(where, run)["name"])
-    rows = where.workspace.ledger.runs()
-    if not rows:
+    latest = latest_run(where)
+    if latest is None:
         raise UsageError(nothing)
-    return str(rows[0]["name"])
+    return latest
 
 
 def _write(found: Report, out: Path) -> Path:

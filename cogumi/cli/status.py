@@ -15,6 +15,7 @@ from cogumi.cli.common import (
     dollars,
     echo_json,
     existing_run,
+    latest_run,
     place,
 )
 from cogumi.errors import UsageError
@@ -48,7 +49,7 @@ def status(
     if as_json and watch:
         raise UsageError("give --json or --watch, not both")
     if run is None:
-        run = _latest(where)
+        run = latest_run(where)
         if run is None:
             if as_json:
                 echo_json({"runs": []})
@@ -66,13 +67,6 @@ def status(
         if not watch or document["status"] != "running":
             return
         time.sleep(_WATCH_EVERY_S)
-
-
-def _latest(where: Place) -> str | None:
-    if not where.workspace.root.exists():
-        return None
-    rows = where.workspace.ledger.runs()
-    return str(rows[0]["name"]) if rows else None
 
 
 def status_document(where: Place, run: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cogumi.errors import RunError, UsageError
 from cogumi.ledger.schema import HEAD_REVISION
+from cogumi.workspace import DATABASE_URL_ENV, LEDGER_FILE
 
-DATABASE_URL_ENV = "COGUMI_DATABASE_URL"
 _WRITE_LOCK = 0x636F67756D69  # "cogumi": advisory locks share one space of numbers in a database
 
 
@@ -24,7 +24,7 @@ def open_engine(workspace: Path, url: str | None = None) -> Engine:
     Raises ``UsageError`` on a URL that SQLAlchemy cannot read, ``RunError`` when the database cannot be
     opened or is newer than this program. The URL itself is never shown: it may hold a password.
     """
-    url = url or os.environ.get(DATABASE_URL_ENV) or f"sqlite:///{workspace / 'ledger.sqlite'}"
+    url = url or os.environ.get(DATABASE_URL_ENV) or f"sqlite:///{workspace / LEDGER_FILE}"
     if url.startswith("postgresql://"):
         url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
     try:
