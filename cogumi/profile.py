@@ -32,6 +32,8 @@ class Teacher(Strict):
     model: str
     base_url: str | None = None
     """None means the provider's own address; ``local`` means the local teacher process."""
+    gguf: str | None = None
+    """A GGUF file, or a model as `cogumi eval` names it, that a server of ours on loopback answers with."""
     key_env: str | None = None
     """Environment variable that holds the key; never the key itself."""
     input_usd_per_mtok: float | None = Field(default=None, ge=0)
@@ -39,24 +41,42 @@ class Teacher(Strict):
     batch_discount: float = Field(default=0.5, ge=0, le=1)
     price_source: str = ""
     """Where and when the prices were read."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Limits of the account; teachers of one endpoint and key share the lowest that any of them names."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Fields that go into every request as they are, as `provider: {data_collection: deny}` at OpenRouter."""
+
+    @model_validator(mode="after")
+    def _one_endpoint(self) -> Teacher:
+        if self.gguf is not None and (self.base_url is not None or self.api != "openai"):
+            raise ValueError("gguf: a server of ours answers, in OpenAI's format: leave base_url out, api: openai")
+        return self
 
     def config(
         self, name: str, local: LocalTeacherSettings | None = None, local_url: str | None = None
     ) -> TeacherConfig:
-        """Return what a stage needs to call this teacher; ``local_url`` replaces ``local``."""
+        """Return what a stage needs to call this teacher; ``local_url`` is that of its server of ours."""
         simulated = self.base_url == "local"
         shape = local.model_dump(mode="json") if simulated and local else None
+        if simulated:
+            endpoint = digest_of(shape)
+        else:
+            endpoint = f"gguf:{self.gguf}" if self.gguf else self.base_url or ""
         return TeacherConfig(
             name=name,
             api=self.api,
             model=self.model,
-            base_url=local_url if simulated else self.base_url,
+            base_url=local_url if simulated or self.gguf else self.base_url,
             key_env=self.key_env,
             input_usd_per_mtok=self.input_usd_per_mtok,
             output_usd_per_mtok=self.output_usd_per_mtok,
             batch_discount=self.batch_discount,
-            endpoint=digest_of(shape) if simulated else self.base_url or "",
+            endpoint=endpoint,
             simulated=simulated,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            extra_body=self.extra_body,
         )
 
 
@@ -231,6 +251,10 @@ class Profile(Strict):
             "model": teacher.model,
             "base_url": teacher.base_url,
         }
+        if teacher.gguf:
+            identity["gguf"] = teacher.gguf
+        if teacher.extra_body:
+            identity["extra_body"] = teacher.extra_body
         if teacher.base_url == "local" and self.local_teacher:
             identity["local"] = self.local_teacher.model_dump(mode="json")
         return identity

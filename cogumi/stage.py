@@ -45,6 +45,16 @@ class TeacherConfig:
     """Names the endpoint for ever: its address, or the local teacher's settings, whose port changes."""
     simulated: bool
     """True for the local teacher: its dollars are play money and are told so everywhere."""
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """What the provider allows, tokens of prompt and answer together; None where it names no limit."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request's body that only this endpoint knows."""
+
+    @property
+    def provider(self) -> tuple[str, str | None, str | None]:
+        """Return what names the account that this teacher's calls count against."""
+        return (self.api, self.base_url, self.key_env)
 
 
 class Calls(Protocol):
@@ -59,6 +69,10 @@ class Calls(Protocol):
 
         Raises ``BudgetError`` after the commit when the spending limit of the run is reached.
         """
+        ...
+
+    def spent_usd(self) -> tuple[float, float]:
+        """Return (real, simulated) dollars of the run so far."""
         ...
 
     def check_budget(self, expected_usd: float) -> None:

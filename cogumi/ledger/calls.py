@@ -26,6 +26,8 @@ class LedgerCalls:
         self._run = run
         self._step = step
         self._max_usd = max_usd
+        # Summed once and then kept up to date here: a run's lock lets no other process pay for this run.
+        self._spent: tuple[float, float] | None = None
 
     def recorded(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return ``{key: response}`` for those keys whose response is already in the ledger."""
@@ -58,14 +60,24 @@ class LedgerCalls:
             ]
             if rows:
                 connection.execute(insert(calls), rows)
+        if self._spent is not None:
+            paid = {False: 0.0, True: 0.0}
+            for record in fresh.values():
+                paid[record.simulated] += record.cost_usd or 0.0
+            self._spent = (self._spent[0] + paid[False], self._spent[1] + paid[True])
         self.check_budget(0.0)
+
+    def spent_usd(self) -> tuple[float, float]:
+        """Return (real, simulated) dollars of the run so far."""
+        if self._spent is None:
+            self._spent = self._ledger.spent(self._run)
+        return self._spent
 
     def check_budget(self, expected_usd: float) -> None:
         """Raise ``BudgetError`` when ``expected_usd`` more would pass the spending limit of the run."""
         if self._max_usd is None:
             return
-        real, simulated = self._ledger.spent(self._run)
-        spent = real + simulated
+        spent = sum(self.spent_usd())
         if spent + expected_usd > self._max_usd:
             raise BudgetError(
                 f"spending limit ${self._max_usd:.4f} reached at {self._step}: ${spent:.4f} spent, "

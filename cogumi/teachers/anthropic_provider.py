@@ -52,7 +52,7 @@ class AnthropicProvider:
             body["system"] = [block]
         if request.temperature is not None:
             body["temperature"] = request.temperature
-        return body
+        return body | dict(self._config.extra_body)
 
     async def ask(self, request: TeacherRequest) -> Answer:
         """Ask once."""

@@ -54,7 +54,7 @@ class OpenAIProvider:
         body["max_tokens"] = request.max_tokens
         if request.temperature is not None:
             body["temperature"] = request.temperature
-        return body
+        return body | dict(self._config.extra_body)
 
     async def ask(self, request: TeacherRequest) -> Answer:
         """Ask once."""

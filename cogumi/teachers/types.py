@@ -39,7 +39,9 @@ class TeacherRequest:
         Another endpoint behind the same model name answers for itself, and so does a local teacher that
         was told to err otherwise.
         """
-        asked = {"api": config.api, "model": config.model, "endpoint": config.endpoint}
+        asked: dict[str, Any] = {"api": config.api, "model": config.model, "endpoint": config.endpoint}
+        if config.extra_body:
+            asked["extra_body"] = dict(config.extra_body)
         return digest_of({**asked, "request": asdict(self)})
 
 
