@@ -50,6 +50,11 @@ class TeacherConfig:
     """What the provider allows, tokens of prompt and answer together; None where it names no limit."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request's body that only this endpoint knows."""
+    cache_write_usd_per_mtok: float | None = None
+    cache_read_usd_per_mtok: float | None = None
+    """Price of cached input; None counts it at no less than any provider asks."""
+    price_source: str = ""
+    """Where and when the prices were read."""
 
     @property
     def provider(self) -> tuple[str, str | None, str | None]:
@@ -62,6 +67,10 @@ class Calls(Protocol):
 
     def recorded(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return ``{key: response}`` for those keys whose response is already in the ledger."""
+        ...
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys whose response is already in the ledger."""
         ...
 
     def record(self, calls: Sequence[CallRecord]) -> None:
@@ -79,17 +88,29 @@ class Calls(Protocol):
         """Raise ``BudgetError`` when ``expected_usd`` more would pass the spending limit of the run."""
         ...
 
-    def open_batch(self, key: str) -> str | None:
-        """Return the provider's id of a batch that was submitted under ``key`` and not collected yet."""
+    def open_batches(self, provider: str) -> list[OpenBatch]:
+        """Return the batches that were submitted to a provider and not collected yet, the oldest first."""
         ...
 
-    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
-        """Remember a submitted batch, so that a restart collects it and does not pay again."""
+    def save_batch(self, provider: str, batch: OpenBatch) -> None:
+        """Remember a batch under way, so that a restart collects it and does not pay again."""
         ...
 
     def close_batch(self, key: str) -> None:
         """Mark a batch as collected; its responses were recorded before."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch under way at a provider."""
+
+    key: str
+    """Digest of what is asked."""
+    batch_id: str
+    """The provider's id, or what marks a submission whose answer has not arrived."""
+    requests: tuple[str, ...]
+    """Keys of the calls in the batch, in the order in which they were submitted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from cogumi.errors import BudgetError
 from cogumi.ledger.book import Ledger
 from cogumi.ledger.database import writing
 from cogumi.ledger.schema import batches, calls
-from cogumi.stage import CallRecord
+from cogumi.stage import CallRecord, OpenBatch
 
 # SQLite's default limit on bound variables is 32,766 (sqlite.org/limits.html); stay far below it.
 _CHUNK = 5000
@@ -34,12 +34,17 @@ class LedgerCalls:
         with self._ledger.engine.connect() as connection:
             return _responses(connection, keys)
 
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys whose response is already in the ledger."""
+        with self._ledger.engine.connect() as connection:
+            return _known(connection, keys)
+
     def record(self, records: Sequence[CallRecord]) -> None:
         """Commit responses in one transaction, then raise ``BudgetError`` if the limit is reached."""
         now = time.time()
         with writing(self._ledger.engine) as connection:
             # Asked inside the transaction: another run may be paying for the same call.
-            known = _responses(connection, [record.key for record in records])
+            known = _known(connection, [record.key for record in records])
             fresh = {record.key: record for record in records if record.key not in known}
             rows = [
                 {
@@ -84,25 +89,39 @@ class LedgerCalls:
                 f"${expected_usd:.4f} more expected; everything paid for is kept, raise --max-cost to go on"
             )
 
-    def open_batch(self, key: str) -> str | None:
-        """Return the provider's id of a batch that was submitted under ``key`` and not collected yet."""
-        query = select(batches.c.batch_id).where((batches.c.key == key) & (batches.c.status == "open"))
+    def open_batches(self, provider: str) -> list[OpenBatch]:
+        """Return the batches that were submitted to a provider and not collected yet, the oldest first."""
+        query = (
+            select(batches.c.key, batches.c.batch_id, batches.c.requests)
+            .where((batches.c.provider == provider) & (batches.c.status == "open"))
+            .order_by(batches.c.created_at, batches.c.key)
+        )
         with self._ledger.engine.connect() as connection:
-            found = connection.execute(query).scalar()
-        return None if found is None else str(found)
+            return [
+                OpenBatch(row.key, row.batch_id, tuple(row.requests or ()))
+                for row in connection.execute(query)
+            ]
 
-    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
-        """Remember a submitted batch, so that a restart collects it and does not pay again."""
-        values = {"provider": provider, "batch_id": batch_id, "status": "open", "created_at": time.time()}
+    def save_batch(self, provider: str, batch: OpenBatch) -> None:
+        """Remember a batch under way, so that a restart collects it and does not pay again."""
+        values = {
+            "provider": provider,
+            "batch_id": batch.batch_id,
+            "status": "open",
+            "created_at": time.time(),
+            "requests": list(batch.requests),
+        }
         with writing(self._ledger.engine) as connection:
-            changed = connection.execute(update(batches).where(batches.c.key == key).values(values))
+            changed = connection.execute(update(batches).where(batches.c.key == batch.key).values(values))
             if changed.rowcount == 0:
-                connection.execute(insert(batches).values(key=key, run=self._run, **values))
+                connection.execute(insert(batches).values(key=batch.key, run=self._run, **values))
 
     def close_batch(self, key: str) -> None:
         """Mark a batch as collected; its responses were recorded before."""
         with writing(self._ledger.engine) as connection:
-            connection.execute(update(batches).where(batches.c.key == key).values(status="collected"))
+            # The list of its calls has served its purpose: each of them is a row of its own now.
+            values = {"status": "collected", "requests": []}
+            connection.execute(update(batches).where(batches.c.key == key).values(values))
 
 
 def _responses(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -111,3 +130,11 @@ def _responses(connection: Connection, keys: Sequence[str]) -> dict[str, dict[st
         query = select(calls.c.key, calls.c.response).where(calls.c.key.in_(keys[start : start + _CHUNK]))
         found.update((row.key, row.response) for row in connection.execute(query))
     return found
+
+
+def _known(connection: Connection, keys: Sequence[str]) -> set[str]:
+    known: set[str] = set()
+    for start in range(0, len(keys), _CHUNK):
+        query = select(calls.c.key).where(calls.c.key.in_(keys[start : start + _CHUNK]))
+        known.update(connection.execute(query).scalars())
+    return known

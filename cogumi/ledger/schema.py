@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """Newest alembic revision; compared without importing alembic, which costs half a second."""
 
 metadata = MetaData()
@@ -77,6 +77,7 @@ batches = Table(
     Column("batch_id", String(200), nullable=False),
     Column("status", String(20), nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("requests", JSON),
 )
 
 verdicts = Table(

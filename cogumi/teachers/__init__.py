@@ -23,6 +23,7 @@ __all__ = [
     "TeacherStats",
     "Usage",
     "ask",
+    "ask_each",
 ]
 
 
@@ -37,6 +38,8 @@ class AskOptions:
 
 
 Job = tuple[TeacherConfig, Sequence[TeacherRequest]]
+OnReply = Callable[[int, int, Reply], None]
+"""Told (number of the job, place of the request in it, reply) once the reply is in the ledger."""
 
 
 def ask(
@@ -44,53 +47,34 @@ def ask(
     jobs: Sequence[Job],
     options: AskOptions,
     on_progress: Callable[[int, int], None] | None = None,
+    on_reply: OnReply | None = None,
 ) -> tuple[list[list[Reply]], TeacherStats]:
     """Ask several teachers at the same time; return their replies in the order of the requests.
 
     Raises ``RunError`` or ``BudgetError`` after everything that was answered has been recorded.
     """
-    from cogumi.teachers.batches import ask_batch
-    from cogumi.teachers.client import Spending, TeacherClient
+    replies: list[list[Reply | None]] = [[None] * len(requests) for _, requests in jobs]
 
-    done = [0] * len(jobs)
-    total = sum(len(requests) for _, requests in jobs)
-    spending = Spending(calls)
-    clients: list[TeacherClient] = []
+    def take(job: int, place: int, reply: Reply) -> None:
+        replies[job][place] = reply
+        if on_reply:
+            on_reply(job, place, reply)
 
-    async def one(index: int, client: TeacherClient) -> list[Reply]:
-        requests = jobs[index][1]
+    stats = ask_each(calls, jobs, options, take, on_progress)
+    return [[reply for reply in row if reply is not None] for row in replies], stats
 
-        def tell(count: int, _: int) -> None:
-            done[index] = count
-            if on_progress:
-                on_progress(sum(done), total)
 
-        async with client:
-            try:
-                if options.mode == "live":
-                    return await client.ask_many(requests, tell)
-                return await ask_batch(client, requests, poll_seconds=options.poll_seconds, on_progress=tell)
-            except Exception as error:
-                # The others ask nothing new either, but what they have under way is awaited and kept.
-                for other in clients:
-                    other.stop(error)
-                raise
+def ask_each(
+    calls: Calls,
+    jobs: Sequence[Job],
+    options: AskOptions,
+    on_reply: OnReply,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TeacherStats:
+    """Ask several teachers at the same time and keep no reply: each is handed on as it arrives.
 
-    async def everybody() -> list[list[Reply]]:
-        for config, _ in jobs:
-            clients.append(TeacherClient(config, spending, options.concurrency, options.policy))
-        results = await asyncio.gather(
-            *(one(index, client) for index, client in enumerate(clients)), return_exceptions=True
-        )
-        replies = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            replies.append(result)
-        return replies
+    Replies come in no order, those that the ledger held already first. Raises like ``ask``.
+    """
+    from cogumi.teachers.asking import Asking
 
-    replies = asyncio.run(everybody())
-    stats = TeacherStats()
-    for client in clients:
-        stats.add(client.stats)
-    return replies, stats
+    return asyncio.run(Asking(calls, jobs, options, on_reply, on_progress).run())

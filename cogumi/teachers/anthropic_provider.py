@@ -5,13 +5,14 @@ Batches follow docs.anthropic.com, "Batch processing"; caching follows "Prompt c
 
 from __future__ import annotations
 
-import asyncio
+import itertools
+import json
 from typing import Any
 
 import anthropic
 
 from cogumi.stage import TeacherConfig
-from cogumi.teachers.providers import GarbageError, classify, http_options
+from cogumi.teachers.providers import NO_CREDIT, GarbageError, classify, clients, http_options
 from cogumi.teachers.types import (
     Answer,
     BatchItem,
@@ -24,21 +25,31 @@ from cogumi.teachers.types import (
 )
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "refusal": "refusal"}
-_FINAL = {"invalid_request_error", "not_found_error", "permission_error", "request_too_large"}
+_REQUEST = {"invalid_request_error", "request_too_large"}
+_FATAL = {"not_found_error", "permission_error", "authentication_error", "billing_error"}
 
 
 class AnthropicProvider:
     """Messages and message batches of one teacher."""
 
     limits = BatchLimits(requests=100_000, bytes=256_000_000)
+    names_batches = False
 
-    def __init__(self, config: TeacherConfig, key: str, timeout_seconds: float) -> None:
+    def __init__(self, config: TeacherConfig, key: str, timeout_seconds: float, concurrency: int) -> None:
         self._config = config
         self._key = key
-        client = anthropic.DefaultAsyncHttpxClient(**http_options(config.base_url))
-        self._sdk = anthropic.AsyncAnthropic(
-            api_key=key, base_url=config.base_url, timeout=timeout_seconds, max_retries=0, http_client=client
-        )
+        self._sdks = [
+            anthropic.AsyncAnthropic(
+                api_key=key,
+                base_url=config.base_url,
+                timeout=timeout_seconds,
+                max_retries=0,
+                http_client=anthropic.DefaultAsyncHttpxClient(**http_options(anthropic, config.base_url)),
+            )
+            for _ in range(clients(concurrency))
+        ]
+        self._sdk = self._sdks[0]
+        self._turns = itertools.cycle(self._sdks)
 
     def body(self, request: TeacherRequest) -> dict[str, Any]:
         """Return the body of a message; a cached system text is one block that carries cache_control."""
@@ -55,50 +66,54 @@ class AnthropicProvider:
         return body | dict(self._config.extra_body)
 
     async def ask(self, request: TeacherRequest) -> Answer:
-        """Ask once."""
-        return _answer(await self._sdk.messages.create(**self.body(request)))
+        """Ask once, by the SDK's call for any path: see ``OpenAIProvider.ask``."""
+        sdk = next(self._turns)
+        return _answer(await sdk.post("/v1/messages", body=self.body(request), cast_to=object))
 
-    async def submit(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> str:
-        """Create the batch; its custom ids let us find it again."""
-        requests: Any = [
+    async def upload(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the body of the batch: its requests go with its creation."""
+        requests = [
             {"custom_id": ticket.custom_id(index), "params": body} for index, body in enumerate(bodies)
         ]
-        batch = await self._sdk.messages.batches.create(requests=requests)
-        return batch.id
+        return {"requests": requests}
 
-    async def find(self, ticket: BatchTicket, ignore: set[str]) -> str | None:
-        """Look through the batches since the ticket's time for one with our custom ids.
+    async def submit(self, ticket: BatchTicket, uploaded: dict[str, Any]) -> str:
+        """Create the batch; its custom ids let us find it again."""
+        batch: Any = await self._sdk.post("/v1/messages/batches", body=uploaded, cast_to=object)
+        try:
+            return str(batch["id"])
+        except (KeyError, TypeError) as error:
+            raise GarbageError(f"no batch in a 200 answer ({error!r})") from None
 
-        Only an ended batch shows its custom ids, so one of the right size is waited for.
+    async def candidates(self, ticket: BatchTicket, ignore: set[str]) -> list[str]:
+        """Look through the batches since the ticket's time for those of the right size.
+
+        Only an ended batch shows its custom ids, and with them whether it is ours.
         """
+        found = []
         async for batch in self._sdk.messages.batches.list(limit=100):
             if batch.created_at.timestamp() < ticket.since:
-                return None
+                break
             counts = batch.request_counts
             total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-            if total == ticket.requests and batch.id not in ignore and await self._is_ours(batch.id, ticket):
-                return batch.id
-        return None
-
-    async def _is_ours(self, batch_id: str, ticket: BatchTicket) -> bool:
-        wait = 0.1
-        while not (await self.status(batch_id)).ended:
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, 60.0)
-        async for row in await self._sdk.messages.batches.results(batch_id):
-            return row.custom_id.startswith(ticket.prefix)
-        return False
+            if total == ticket.requests and batch.id not in ignore:
+                found.append(batch.id)
+        return found
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Return how far a batch is."""
         batch = await self._sdk.messages.batches.retrieve(batch_id)
         counts = batch.request_counts
         finished = counts.succeeded + counts.errored + counts.canceled + counts.expired
-        return BatchStatus(ended=batch.processing_status == "ended", finished=finished)
+        ended = batch.processing_status == "ended"
+        if ended and not batch.results_url:
+            raise GarbageError("an ended batch without results")
+        return BatchStatus(ended, finished, results=(batch.results_url,) if batch.results_url else ())
 
-    async def results(self, batch_id: str) -> list[BatchItem]:
+    async def results(self, place: str) -> list[BatchItem]:
         """Read the results of an ended batch."""
-        return [_item(row) async for row in await self._sdk.messages.batches.results(batch_id)]
+        text = await self._sdk.get(place, cast_to=str)
+        return [_item(json.loads(line)) for line in text.split("\n") if line.strip()]
 
     def failure(self, error: Exception) -> Failure | None:
         """Classify an exception."""
@@ -106,33 +121,38 @@ class AnthropicProvider:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._sdk.close()
+        for sdk in self._sdks:
+            await sdk.close()
 
 
 def _answer(message: Any) -> Answer:
     try:
-        usage = message.usage
+        usage = message["usage"]
         billed = Usage(
-            input_tokens=int(usage.input_tokens),
-            output_tokens=int(usage.output_tokens),
-            cache_write_tokens=int(usage.cache_creation_input_tokens or 0),
-            cache_read_tokens=int(usage.cache_read_input_tokens or 0),
+            input_tokens=int(usage["input_tokens"]),
+            output_tokens=int(usage["output_tokens"]),
+            cache_write_tokens=int(usage.get("cache_creation_input_tokens") or 0),
+            cache_read_tokens=int(usage.get("cache_read_input_tokens") or 0),
         )
-        text = "".join(block.text for block in message.content if block.type == "text")
-        finish: Any = _FINISH.get(message.stop_reason, "other")
-        return Answer(str(message.id), text, finish, billed)
-    except (AttributeError, TypeError) as error:
+        text = "".join(block["text"] for block in message["content"] if block["type"] == "text")
+        finish: Any = _FINISH.get(message["stop_reason"], "other")
+        return Answer(str(message["id"]), text, finish, billed)
+    except (KeyError, AttributeError, TypeError) as error:
         raise GarbageError(f"no message in a 200 answer ({error!r})") from None
 
 
-def _item(row: Any) -> BatchItem:
-    result = row.result
-    if result.type == "succeeded":
+def _item(row: dict[str, Any]) -> BatchItem:
+    custom_id, result = str(row["custom_id"]), row["result"]
+    if result["type"] == "succeeded":
         try:
-            return BatchItem(row.custom_id, _answer(result.message))
+            return BatchItem(custom_id, _answer(result["message"]))
         except GarbageError as error:
-            return BatchItem(row.custom_id, None, str(error))
-    if result.type == "errored":
-        inner = result.error.error
-        return BatchItem(row.custom_id, None, str(inner.message)[:200], final=inner.type in _FINAL)
-    return BatchItem(row.custom_id, None, result.type)
+            return BatchItem(custom_id, None, str(error))
+    if result["type"] == "errored":
+        inner = result["error"]["error"]
+        message = str(inner["message"])[:200]
+        if NO_CREDIT in message or inner["type"] in _FATAL:
+            return BatchItem(custom_id, None, message, "fatal")
+        return BatchItem(custom_id, None, message, "request" if inner["type"] in _REQUEST else "retry")
+    # Expired or cancelled.
+    return BatchItem(custom_id, None, str(result["type"]))

@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from cogumi.errors import BudgetError, CogumiError, RunError
-from cogumi.stage import CallRecord, Calls, TeacherConfig
-from cogumi.teachers.limit import AdaptiveLimit, RetryPolicy
+from cogumi.errors import CogumiError, RunError
+from cogumi.stage import CallRecord, TeacherConfig
+from cogumi.teachers.limit import AdaptiveLimit, Pace, RetryPolicy
 from cogumi.teachers.pricing import cost_usd, expected_usd
 from cogumi.teachers.providers import open_provider
-from cogumi.teachers.types import Answer, Failure, Provider, Reply, TeacherRequest, TeacherStats, response_of
+from cogumi.teachers.recorder import Recorder
+from cogumi.teachers.types import (
+    Answer,
+    Failure,
+    Provider,
+    Reply,
+    TeacherRequest,
+    TeacherStats,
+    Usage,
+    response_of,
+)
 
-OnProgress = Callable[[int, int], None]
-"""Told (done, total)."""
+OnReply = Callable[[int, Reply], None]
+"""Told (place of the request, reply) as soon as the reply is in the ledger, in no order."""
 ResultT = TypeVar("ResultT")
 
+_READ_ROWS = 1000
+REFUSALS_IN_A_ROW = 5
+"""Requests refused one after another before the fault is taken to be ours or the account's."""
 
-class Spending:
-    """The ledger's budget with what is under way: several calls at once must not pass the limit together."""
 
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
-        self._reserved_usd = 0.0
+class RefusedError(RunError):
+    """The provider will never answer this one request."""
 
-    @contextmanager
-    def reserve(self, expected_usd: float) -> Iterator[None]:
-        """Hold the expected cost of a call until it is recorded; raises ``BudgetError`` beforehand."""
-        self.calls.check_budget(self._reserved_usd + expected_usd)
-        self._reserved_usd += expected_usd
-        try:
-            yield
-        finally:
-            self._reserved_usd -= expected_usd
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Requests by the key of their answer: equal ones are asked once."""
+
+    by_key: dict[str, TeacherRequest] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(requests: Sequence[TeacherRequest], config: TeacherConfig) -> Questions:
+        """Return the requests of one teacher by key."""
+        questions = Questions()
+        for place, request in enumerate(requests):
+            key = request.key(config)
+            questions.by_key.setdefault(key, request)
+            questions.places.setdefault(key, []).append(place)
+        return questions
 
 
 class TeacherClient:
@@ -46,18 +64,28 @@ class TeacherClient:
     """
 
     def __init__(
-        self, config: TeacherConfig, spending: Spending, concurrency: int, policy: RetryPolicy
+        self,
+        config: TeacherConfig,
+        recorder: Recorder,
+        concurrency: int,
+        policy: RetryPolicy,
+        pace: Pace,
+        on_reply: OnReply,
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self.config = config
-        self.spending = spending
-        self.calls = spending.calls
+        self.recorder = recorder
+        self.calls = recorder.calls
         self.policy = policy
         self.stats = TeacherStats()
+        self._pace = pace
+        self._on_reply = on_reply
+        self._on_failure = on_failure
         self._provider: Provider | None = None
         self._concurrency = concurrency
         self._limit = AdaptiveLimit(concurrency)
-        self._stop: Exception | None = None
-        self._unrecorded: list[tuple[CallRecord, asyncio.Future[None]]] = []
+        self._stop: BaseException | None = None
+        self._refused: list[tuple[str, str]] = []
 
     async def __aenter__(self) -> TeacherClient:
         return self
@@ -70,76 +98,115 @@ class TeacherClient:
     def provider(self) -> Provider:
         """The SDK behind this client, opened when first needed: what is recorded needs no key."""
         if self._provider is None:
-            self._provider = open_provider(self.config, self.policy.timeout_seconds)
+            self._provider = open_provider(self.config, self.policy.timeout_seconds, self._concurrency)
         return self._provider
 
-    async def ask_many(
-        self, requests: Sequence[TeacherRequest], on_progress: OnProgress | None = None
-    ) -> list[Reply]:
-        """Return one reply per request, in order; what the ledger knows is not asked again.
+    def hand_on(self, questions: Questions, key: str, response: dict[str, object]) -> None:
+        """Tell whoever asks what the ledger holds for a key."""
+        reply = Reply.from_response(response)
+        for place in questions.places[key]:
+            self._on_reply(place, reply)
 
-        Raises ``RunError`` (dead key, retries used up, refused request) or ``BudgetError``; everything
+    def hand_on_recorded(self, questions: Questions, keys: Sequence[str]) -> set[str]:
+        """Tell what the ledger already holds for these keys, and return those that it holds."""
+        found: set[str] = set()
+        # In slices: the answers of a whole step would not fit into memory beside each other.
+        for start in range(0, len(keys), _READ_ROWS):
+            for key, response in self.calls.recorded(keys[start : start + _READ_ROWS]).items():
+                found.add(key)
+                self.hand_on(questions, key, response)
+        return found
+
+    async def ask_many(self, requests: Sequence[TeacherRequest]) -> None:
+        """Ask what the ledger does not know; every reply is handed on once it is recorded.
+
+        Raises ``RunError`` (dead key, retries used up, refused requests) or ``BudgetError``; everything
         that was answered until then is recorded.
         """
-        keys = [request.key(self.config) for request in requests]
-        unique = dict(zip(keys, requests, strict=True))
-        known = {key: Reply.from_response(found) for key, found in self.calls.recorded(list(unique)).items()}
+        questions = Questions.of(requests, self.config)
+        known = self.hand_on_recorded(questions, list(questions.by_key))
         self.stats.from_ledger += len(known)
-        waiting = deque((key, request) for key, request in unique.items() if key not in known)
+        waiting = deque(key for key in questions.by_key if key not in known)
 
-        def tell() -> None:
-            if on_progress:
-                on_progress(len(known), len(unique))
-
-        async def work() -> None:
-            while waiting and self._stop is None:
-                key, request = waiting.popleft()
+        async def work(most: int) -> None:
+            while waiting and most and self._stop is None:
+                most -= 1
+                key = waiting.popleft()
                 try:
-                    known[key] = await self._ask_one(key, request)
-                    tell()
+                    await self._ask_one(questions, key)
                 except Exception as error:
-                    self.stop(error)
+                    self.fail(error)
 
-        tell()
-        await asyncio.gather(*(work() for _ in range(min(self._concurrency, len(waiting)))))
+        if waiting and questions.by_key[waiting[0]].cache_system:
+            # A cached prefix can be read once the first answer is there: asked together, all would write it.
+            await work(1)
+        await asyncio.gather(*(work(len(waiting)) for _ in range(min(self._concurrency, len(waiting)))))
+        if self._stop is None:
+            self._keep_refused(questions)
+        await self.recorder.drained()
         self.raise_if_stopped()
-        return [known[key] for key in keys]
 
-    async def call(self, send: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """Run one call of the provider with the retry policy; raises ``RunError`` when it is of no use."""
+    async def call(
+        self,
+        send: Callable[[], Awaitable[ResultT]],
+        *,
+        tokens: int = 0,
+        before_again: Callable[[], Awaitable[ResultT | None]] | None = None,
+    ) -> ResultT:
+        """Run one call of the provider with the retry policy; raises ``RunError`` when it is of no use.
+
+        ``tokens`` is what the call is expected to take of the provider's tokens a minute. A call that
+        must not be made twice is given ``before_again``, which looks whether a failed one had its effect.
+        """
         message = ""
         for attempt in range(1, self.policy.attempts + 1):
-            failure = None
-            await self._limit.acquire()
-            try:
-                self.raise_if_stopped()
-                result = await send()
-            except CogumiError:
-                raise
-            except Exception as error:
-                failure = self.provider.failure(error)
-                if failure is None:
-                    raise
-            else:
-                self._limit.succeeded()
-                return result
-            finally:
-                self._limit.release()
-            message = failure.message
-            self._raise_if_final(failure)
+            outcome = await self._attempt(send, tokens)
+            if not isinstance(outcome, Failure):
+                return outcome
+            message = outcome.message
             if attempt < self.policy.attempts:
                 self.stats.retries += 1
-                await self.pause(self.policy.delay(attempt, failure.retry_after))
+                await self.pause(self.policy.delay(attempt, outcome.retry_after))
+                found = await before_again() if before_again else None
+                if found is not None:
+                    return found
         raise RunError(
             f"teacher {self.config.name}: gave up after {self.policy.attempts} attempts "
             f"(last: {message}); answers so far are kept, run again to go on"
         )
 
+    async def _attempt(self, send: Callable[[], Awaitable[ResultT]], tokens: int) -> ResultT | Failure:
+        """Return what a call brought, or why it is worth another attempt."""
+        if (wait := self._pace.wait(tokens)) > 0:
+            await self.pause(wait)
+        await self._limit.acquire()
+        try:
+            self.raise_if_stopped()
+            result = await send()
+        except CogumiError:
+            raise
+        except Exception as error:
+            failure = self.provider.failure(error)
+            if failure is None:
+                raise
+            self._raise_if_final(failure)
+            return failure
+        else:
+            self._limit.succeeded()
+            return result
+        finally:
+            self._limit.release()
+
     async def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until this client is stopped."""
         await self._limit.sleep(seconds)
 
-    def stop(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Stop this client and those that are asked at the same time."""
+        self.stop(error)
+        self._on_failure(error)
+
+    def stop(self, error: BaseException) -> None:
         """Ask nothing new; calls under way end and are recorded, then the first error is raised."""
         if self._stop is None:
             self._stop = error
@@ -147,7 +214,9 @@ class TeacherClient:
 
     def record_of(self, key: str, answer: Answer, batch_id: str | None) -> CallRecord:
         """Return the ledger's row of an answer."""
-        cost = cost_usd(self.config, answer.usage, batch=batch_id is not None)
+        answer = _writable(answer)
+        refused = answer.finish == "rejected"
+        cost = 0.0 if refused else cost_usd(self.config, answer.usage, batch=batch_id is not None)
         return CallRecord(
             key=key,
             provider=self.config.api,
@@ -165,47 +234,70 @@ class TeacherClient:
         if self._stop is not None:
             raise self._stop
 
-    async def _ask_one(self, key: str, request: TeacherRequest) -> Reply:
-        with self.spending.reserve(expected_usd(self.config, request, batch=False)):
-            answer = await self.call(lambda: self.provider.ask(request))
-            record = self.record_of(key, answer, None)
-            await self._recorded(record)
-        self.stats.asked += 1
-        return Reply.from_response(record.response)
-
-    def _recorded(self, record: CallRecord) -> asyncio.Future[None]:
-        # Answers that arrive in the same turn of the loop share one transaction.
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        if not self._unrecorded:
-            loop.call_soon(self._flush)
-        self._unrecorded.append((record, done))
-        return done
-
-    def _flush(self) -> None:
-        batch, self._unrecorded = self._unrecorded, []
+    async def _ask_one(self, questions: Questions, key: str) -> None:
+        request = questions.by_key[key]
+        expected = expected_usd(self.config, request, batch=False)
+        await self.recorder.reserve(expected)
         try:
-            self.calls.record([record for record, _ in batch])
-        except BudgetError as error:
-            # Raised after the commit: these answers count, the next ones are not asked.
-            self.stop(error)
-        except BaseException as error:
-            # Handed to those who wait, whatever it is: the event loop would swallow it here.
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
+            answer = await self.call(lambda: self._in_time(request), tokens=request.expected_tokens)
+        except RefusedError as error:
+            self.recorder.release(expected)
+            self._refused.append((key, str(error)))
+            if len(self._refused) >= REFUSALS_IN_A_ROW:
+                raise RunError(f"{error}; and {len(self._refused) - 1} more in a row") from None
             return
-        for _, done in batch:
-            if not done.done():
-                done.set_result(None)
+        except BaseException:
+            self.recorder.release(expected)
+            raise
+        used = answer.usage.all_input_tokens + answer.usage.output_tokens
+        self._pace.correct(request.expected_tokens, used)
+        self._keep_refused(questions)
+        self._put(questions, key, answer, expected)
+
+    async def _in_time(self, request: TeacherRequest) -> Answer:
+        # The SDK's limit is one for every read: a server that sends a byte now and then would pass it.
+        async with asyncio.timeout(self.policy.timeout_seconds):
+            return await self.provider.ask(request)
+
+    def _put(self, questions: Questions, key: str, answer: Answer, reserved_usd: float) -> None:
+        record = self.record_of(key, answer, None)
+
+        def recorded() -> None:
+            if answer.finish != "rejected":
+                self.stats.asked += 1
+            self.hand_on(questions, key, dict(record.response))
+
+        self.recorder.put(record, reserved_usd, recorded)
+
+    def _keep_refused(self, questions: Questions) -> None:
+        # Another request was answered: the fault lay in these alone, and asking them again is of no use.
+        refused, self._refused = self._refused, []
+        for key, why in refused:
+            self.stats.rejected += 1
+            self._put(questions, key, refusal(why), 0.0)
 
     def _raise_if_final(self, failure: Failure) -> None:
         name = str(failure.status) if failure.status else "connection"
         self.stats.failures[name] = self.stats.failures.get(name, 0) + 1
         if failure.kind == "key":
             raise RunError(f"teacher {self.config.name}: {failure.message}; answers so far are kept")
+        if failure.kind == "request":
+            raise RefusedError(f"teacher {self.config.name} refused a request: {failure.message}")
         if failure.kind == "fatal":
             raise RunError(f"teacher {self.config.name} refused a request: {failure.message}")
         if failure.throttled:
             self.stats.throttled += 1
             self._limit.throttled(failure.retry_after)
+
+
+def _writable(answer: Answer) -> Answer:
+    """Return the answer with signs for half characters, which JSON can spell and UTF-8 cannot."""
+    if answer.text.isascii():
+        return answer
+    text = answer.text.encode("utf-8", "replace").decode("utf-8")
+    return answer if text == answer.text else replace(answer, text=text)
+
+
+def refusal(why: str) -> Answer:
+    """Return what stands in the ledger for a request that the provider will never answer."""
+    return Answer(id="", text=why, finish="rejected", usage=Usage(0, 0))

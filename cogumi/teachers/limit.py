@@ -28,6 +28,34 @@ class RetryPolicy:
         return jitter if retry_after is None else retry_after + jitter * 0.1
 
 
+class Pace:
+    """A provider's requests and tokens a minute, spread evenly: no burst above a second's worth.
+
+    The generic cell rate algorithm (ITU-T I.371): one time per limit, from which on the next call fits.
+    """
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        self._seconds_a_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._seconds_a_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._request_at = float("-inf")
+        self._token_at = float("-inf")
+
+    def wait(self, tokens: int) -> float:
+        """Take a place for one call of about so many tokens; return the seconds until it may be made."""
+        if not self._seconds_a_request and not self._seconds_a_token:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        start = max(now, self._request_at, self._token_at)
+        # What was not used in the last second may be used at once.
+        self._request_at = max(now - 1.0, self._request_at) + self._seconds_a_request
+        self._token_at = max(now - 1.0, self._token_at) + tokens * self._seconds_a_token
+        return start - now
+
+    def correct(self, expected: int, used: int) -> None:
+        """Count the tokens that a call has really used instead of those expected."""
+        self._token_at += (used - expected) * self._seconds_a_token
+
+
 class AdaptiveLimit:
     """A semaphore whose size follows the provider: additive increase, multiplicative decrease."""
 

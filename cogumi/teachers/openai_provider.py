@@ -5,13 +5,14 @@ Batches follow platform.openai.com/docs/guides/batch.
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import openai
 
 from cogumi.stage import TeacherConfig
-from cogumi.teachers.providers import GarbageError, classify, http_options
+from cogumi.teachers.providers import REQUEST_PROBLEMS, GarbageError, classify, clients, http_options
 from cogumi.teachers.types import (
     Answer,
     BatchItem,
@@ -25,6 +26,8 @@ from cogumi.teachers.types import (
 
 _CHAT: Final = "/v1/chat/completions"
 _METADATA_KEY = "cogumi_key"
+_QUEUE_FULL = "token_limit_exceeded"
+"""Code of a batch that would put more tokens into the queue than the account may have there."""
 _ENDED = {"completed", "expired", "cancelled"}
 
 
@@ -32,18 +35,27 @@ class OpenAIProvider:
     """Chat completions and batches of one teacher."""
 
     limits = BatchLimits(requests=50_000, bytes=200_000_000)
+    names_batches = True
 
-    def __init__(self, config: TeacherConfig, key: str, timeout_seconds: float) -> None:
+    def __init__(self, config: TeacherConfig, key: str, timeout_seconds: float, concurrency: int) -> None:
         self._config = config
         self._key = key
         base_url = config.base_url
         if base_url and config.simulated:
             # The local teacher has one address for both formats; this SDK wants the version in it.
             base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        client = openai.DefaultAsyncHttpxClient(**http_options(base_url))
-        self._sdk = openai.AsyncOpenAI(
-            api_key=key, base_url=base_url, timeout=timeout_seconds, max_retries=0, http_client=client
-        )
+        self._sdks = [
+            openai.AsyncOpenAI(
+                api_key=key,
+                base_url=base_url,
+                timeout=timeout_seconds,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(**http_options(openai, base_url)),
+            )
+            for _ in range(clients(concurrency))
+        ]
+        self._sdk = self._sdks[0]
+        self._turns = itertools.cycle(self._sdks)
 
     def body(self, request: TeacherRequest) -> dict[str, Any]:
         """Return the body of a chat completion; ``max_tokens`` is what every compatible server knows."""
@@ -57,34 +69,43 @@ class OpenAIProvider:
         return body | dict(self._config.extra_body)
 
     async def ask(self, request: TeacherRequest) -> Answer:
-        """Ask once."""
-        completion: Any = await self._sdk.chat.completions.create(**self.body(request))
-        return _answer(completion.model_dump() if hasattr(completion, "model_dump") else completion)
+        """Ask once.
 
-    async def submit(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> str:
-        """Upload the requests and create the batch; its metadata lets us find it again."""
+        The SDK's own call for any path: keys, errors and connections as ever, but no models built around
+        what was asked and answered, which cost more than all the rest of a call.
+        """
+        sdk = next(self._turns)
+        return _answer(await sdk.post("/chat/completions", body=self.body(request), cast_to=object))
+
+    async def upload(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> str:
+        """Upload the requests as a file and return its id."""
         lines = (
             json.dumps({"custom_id": ticket.custom_id(index), "method": "POST", "url": _CHAT, "body": body})
             for index, body in enumerate(bodies)
         )
         content = "".join(line + "\n" for line in lines).encode()
         file = await self._sdk.files.create(file=("requests.jsonl", content), purpose="batch")
+        return file.id
+
+    async def submit(self, ticket: BatchTicket, uploaded: str) -> str:
+        """Create the batch; its metadata lets us find it again."""
         batch = await self._sdk.batches.create(
-            input_file_id=file.id,
+            input_file_id=uploaded,
             endpoint=_CHAT,
             completion_window="24h",
             metadata={_METADATA_KEY: ticket.key},
         )
         return batch.id
 
-    async def find(self, ticket: BatchTicket, ignore: set[str]) -> str | None:
-        """Look through the batches since the ticket's time for one with our metadata."""
+    async def candidates(self, ticket: BatchTicket, ignore: set[str]) -> list[str]:
+        """Look through the batches since the ticket's time for those with our metadata."""
+        found = []
         async for batch in self._sdk.batches.list(limit=100):
             if batch.created_at < ticket.since:
-                return None
+                break
             if batch.id not in ignore and (batch.metadata or {}).get(_METADATA_KEY) == ticket.key:
-                return batch.id
-        return None
+                found.append(batch.id)
+        return found
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Return how far a batch is."""
@@ -94,18 +115,23 @@ class OpenAIProvider:
         if batch.status == "failed":
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             problem = "; ".join(str(error.message) for error in errors[:3]) or "refused without a reason"
-            return BatchStatus(ended=True, finished=finished, problem=problem.replace(self._key, "***"))
-        return BatchStatus(ended=batch.status in _ENDED, finished=finished)
+            return BatchStatus(
+                ended=True,
+                finished=finished,
+                problem=problem.replace(self._key, "***"),
+                queue_full=any(error.code == _QUEUE_FULL for error in errors),
+            )
+        files = (batch.output_file_id, batch.error_file_id)
+        return BatchStatus(
+            ended=batch.status in _ENDED,
+            finished=finished,
+            results=tuple(file_id for file_id in files if file_id),
+        )
 
-    async def results(self, batch_id: str) -> list[BatchItem]:
-        """Read the output file and the error file."""
-        batch = await self._sdk.batches.retrieve(batch_id)
-        items: list[BatchItem] = []
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            if file_id:
-                content = (await self._sdk.files.content(file_id)).text
-                items += [_item(json.loads(line)) for line in content.split("\n") if line.strip()]
-        return items
+    async def results(self, place: str) -> list[BatchItem]:
+        """Read the output file or the error file."""
+        content = (await self._sdk.files.content(place)).text
+        return [_item(json.loads(line)) for line in content.split("\n") if line.strip()]
 
     def failure(self, error: Exception) -> Failure | None:
         """Classify an exception."""
@@ -113,7 +139,8 @@ class OpenAIProvider:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._sdk.close()
+        for sdk in self._sdks:
+            await sdk.close()
 
 
 def _answer(completion: Any) -> Answer:
@@ -145,6 +172,11 @@ def _item(row: dict[str, Any]) -> BatchItem:
             return BatchItem(custom_id, None, str(error))
     inner = row.get("error") or (response.get("body") or {}).get("error") or {}
     message = str(inner.get("message") or inner.get("code") or f"HTTP {status}")
+    return BatchItem(custom_id, None, message[:200], _kind(status))
+
+
+def _kind(status: int | None) -> Literal["retry", "request", "fatal"]:
     # An expired request (no status) and an overloaded server may be asked again; a bad request may not.
-    final = status is not None and status < 500 and status not in (408, 409, 429)
-    return BatchItem(custom_id, None, message[:200], final)
+    if status is None or status >= 500 or status in (408, 409, 429):
+        return "retry"
+    return "request" if status in REQUEST_PROBLEMS else "fatal"

@@ -5,23 +5,28 @@ from __future__ import annotations
 from cogumi.stage import TeacherConfig
 from cogumi.teachers.types import TeacherRequest, Usage
 
-# Anthropic's multipliers of the input price for its five-minute cache (docs.anthropic.com, prompt
-# caching). OpenAI bills cached input at a discount that it applies by itself; we count it in full, so
-# that the sum errs on the safe side of a spending limit.
-CACHE_WRITE = 1.25
-CACHE_READ = 0.1
+# Where the price of cached input is not known the dearest one holds that any provider of the table asks, so
+# that the sum errs on the safe side of a spending limit: Anthropic's write for one hour is twice the input.
+_DEAREST_WRITE = 2.0
 
 
 def cost_usd(config: TeacherConfig, usage: Usage, *, batch: bool) -> float | None:
     """Return the price of one answer in dollars, or None when a price is unknown.
 
-    ``config.batch_discount`` is the share that a batch saves: 0.5 halves the price.
+    ``config.batch_discount`` is the share that a batch saves: 0.5 halves the price, that of cached input as
+    well (platform.claude.com, batch processing). Without a price of their own, reads of a cache count as any
+    other input and writes twice.
     """
-    if config.input_usd_per_mtok is None or config.output_usd_per_mtok is None:
+    price, answered = config.input_usd_per_mtok, config.output_usd_per_mtok
+    if price is None or answered is None:
         return None
-    paid_input = usage.input_tokens + CACHE_WRITE * usage.cache_write_tokens
-    paid_input += CACHE_READ * usage.cache_read_tokens
-    full = paid_input * config.input_usd_per_mtok + usage.output_tokens * config.output_usd_per_mtok
+    full = usage.input_tokens * price + usage.output_tokens * answered
+    if usage.cache_write_tokens:
+        write = config.cache_write_usd_per_mtok
+        full += usage.cache_write_tokens * (_DEAREST_WRITE * price if write is None else write)
+    if usage.cache_read_tokens:
+        read = config.cache_read_usd_per_mtok
+        full += usage.cache_read_tokens * (price if read is None else read)
     return full * (1 - config.batch_discount if batch else 1) / 1e6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -17,6 +18,11 @@ _KEY_PROBLEMS = {
     402: "the account has no credit left",
     403: "the key may not use this model",
 }
+_CONNECTIONS = 32
+# What is wrong with one request: its form, its size, or what the provider's content policy thinks of it.
+REQUEST_PROBLEMS = {400, 413, 422}
+# Anthropic says this with status 400, as if the request were at fault.
+NO_CREDIT = "credit balance is too low"
 # 408 timeout, 409 conflict, 425 too early, 429 rate limit; every 5xx may pass, 529 is "overloaded".
 _TRANSIENT = {408, 409, 425, 429}
 
@@ -25,17 +31,17 @@ class GarbageError(Exception):
     """A success status around something that is no answer."""
 
 
-def open_provider(config: TeacherConfig, timeout_seconds: float) -> Provider:
+def open_provider(config: TeacherConfig, timeout_seconds: float, concurrency: int) -> Provider:
     """Return the provider of a teacher; raises ``RunError`` when its SDK or its key is missing."""
     key = api_key(config)
     try:
         if config.api == "openai":
             from cogumi.teachers.openai_provider import OpenAIProvider
 
-            return OpenAIProvider(config, key, timeout_seconds)
+            return OpenAIProvider(config, key, timeout_seconds, concurrency)
         from cogumi.teachers.anthropic_provider import AnthropicProvider
 
-        return AnthropicProvider(config, key, timeout_seconds)
+        return AnthropicProvider(config, key, timeout_seconds, concurrency)
     except ImportError as error:
         raise RunError(
             f"teacher {config.name}: the package {error.name} is missing; pip install 'cogumi[all]'"
@@ -53,15 +59,27 @@ def api_key(config: TeacherConfig) -> str:
     return key
 
 
-def http_options(base_url: str | None) -> dict[str, Any]:
-    """Return how to talk to an address: one on this machine without a proxy, and plain HTTP without TLS."""
+def clients(concurrency: int) -> int:
+    """Return how many HTTP clients share so many calls: for each call one looks at all its connections."""
+    return max(1, math.ceil(concurrency / _CONNECTIONS))
+
+
+def http_options(sdk: Any, base_url: str | None, concurrency: int = _CONNECTIONS) -> dict[str, Any]:
+    """Return how to talk to an address, for the HTTP client of an SDK, which is given as its module.
+
+    An address on this machine is asked without a proxy, and plain HTTP without TLS.
+    """
     from urllib.parse import urlsplit
 
+    # The SDKs keep 100 connections alive and would open the others anew for every call.
+    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=2 * concurrency, max_keepalive_connections=2 * concurrency
+    )
     parts = urlsplit(base_url or "")
     if parts.hostname not in ("127.0.0.1", "::1", "localhost"):
-        return {}
+        return {"limits": limits}
     # Loading the certificates takes 60 ms, which nothing encrypted would ever use.
-    return {"trust_env": False, "verify": parts.scheme != "http"}
+    return {"limits": limits, "trust_env": False, "verify": parts.scheme != "http"}
 
 
 def classify(error: Exception, sdk: Any, config: TeacherConfig, key: str) -> Failure | None:
@@ -74,6 +92,10 @@ def classify(error: Exception, sdk: Any, config: TeacherConfig, key: str) -> Fai
             named = f" (from {config.key_env})" if config.key_env else ""
             return Failure("key", f"HTTP {status}: {_KEY_PROBLEMS[status]}{named}", status)
         said = _provider_message(error).replace(key, "***")
+        if NO_CREDIT in said:
+            return Failure("key", f"HTTP {status}: {_KEY_PROBLEMS[402]}", status)
+        if status in REQUEST_PROBLEMS:
+            return Failure("request", f"HTTP {status}: {said}", status)
         kind = "retry" if status in _TRANSIENT or status >= 500 else "fatal"
         return Failure(kind, f"HTTP {status}: {said}", status, retry_after(headers))  # type: ignore[arg-type]
     if isinstance(error, sdk.APITimeoutError | TimeoutError):

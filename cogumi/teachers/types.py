@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 from cogumi.digest import digest_of
 from cogumi.stage import TeacherConfig
 
-Finish = Literal["stop", "length", "refusal", "other"]
+Finish = Literal["stop", "length", "refusal", "rejected", "other"]
+"""``refusal``: the model would not answer; ``rejected``: the provider did not take the request at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,25 @@ class TeacherRequest:
         Another endpoint behind the same model name answers for itself, and so does a local teacher that
         was told to err otherwise.
         """
+        # Written out, because dataclasses.asdict takes ten times as long and this is done for every call.
+        request = {
+            "messages": [{"role": message.role, "text": message.text} for message in self.messages],
+            "max_tokens": self.max_tokens,
+            "system": self.system,
+            "cache_system": self.cache_system,
+            "temperature": self.temperature,
+            "sample": self.sample,
+        }
         asked: dict[str, Any] = {"api": config.api, "model": config.model, "endpoint": config.endpoint}
         if config.extra_body:
             asked["extra_body"] = dict(config.extra_body)
-        return digest_of({**asked, "request": asdict(self)})
+        return digest_of({**asked, "request": request})
+
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens of the prompt, three characters each, and of the longest answer: both err upwards."""
+        prompt = len(self.system) + sum(len(message.text) for message in self.messages)
+        return prompt // 3 + 16 + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +121,12 @@ def response_of(answer: Answer, cost_usd: float | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call was not answered; ``retry`` may succeed later, ``key`` and ``fatal`` never will."""
+    """Why a call was not answered: ``retry`` may succeed later, ``request`` is refused for what it says.
 
-    kind: Literal["retry", "key", "fatal"]
+    ``key`` and ``fatal`` would befall every other request as well.
+    """
+
+    kind: Literal["retry", "request", "key", "fatal"]
     message: str
     status: int | None = None
     retry_after: float | None = None
@@ -134,6 +153,10 @@ class BatchStatus:
     ended: bool
     finished: int
     problem: str = ""
+    queue_full: bool = False
+    """True when it was refused only because too much is under way already."""
+    results: tuple[str, ...] = ()
+    """Where the outcomes of an ended batch are read, in the provider's own terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +166,8 @@ class BatchItem:
     custom_id: str
     answer: Answer | None
     error: str = ""
-    final: bool = False
-    """True when asking again is of no use."""
+    kind: Literal["retry", "request", "fatal"] = "retry"
+    """As in ``Failure``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +194,8 @@ class Provider(Protocol):
     """One wire format over its own SDK, without any retry."""
 
     limits: BatchLimits
+    names_batches: bool
+    """Whether a batch carries our name, so that a candidate is certainly ours."""
 
     def body(self, request: TeacherRequest) -> dict[str, Any]:
         """Return the request in the wire format."""
@@ -180,20 +205,24 @@ class Provider(Protocol):
         """Ask once."""
         ...
 
-    async def submit(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> str:
+    async def upload(self, ticket: BatchTicket, bodies: list[dict[str, Any]]) -> Any:
+        """Bring a batch's requests to where ``submit`` wants them; nothing is asked by this alone."""
+        ...
+
+    async def submit(self, ticket: BatchTicket, uploaded: Any) -> str:
         """Submit a batch once and return its id."""
         ...
 
-    async def find(self, ticket: BatchTicket, ignore: set[str]) -> str | None:
-        """Return the id of a batch that was submitted under this ticket, or None."""
+    async def candidates(self, ticket: BatchTicket, ignore: set[str]) -> list[str]:
+        """Return the ids of batches that may have been submitted under this ticket, the newest first."""
         ...
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Return how far a batch is."""
         ...
 
-    async def results(self, batch_id: str) -> list[BatchItem]:
-        """Return the outcomes of an ended batch, in the provider's order."""
+    async def results(self, place: str) -> list[BatchItem]:
+        """Return the outcomes that stand at one of the places of ``BatchStatus.results``."""
         ...
 
     def failure(self, error: Exception) -> Failure | None:
@@ -213,6 +242,8 @@ class TeacherStats:
     from_ledger: int = 0
     retries: int = 0
     throttled: int = 0
+    rejected: int = 0
+    """Requests that a provider would not take."""
     batches: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     """Failed calls by HTTP status, or ``connection``."""
@@ -223,6 +254,7 @@ class TeacherStats:
         self.from_ledger += other.from_ledger
         self.retries += other.retries
         self.throttled += other.throttled
+        self.rejected += other.rejected
         self.batches += other.batches
         for name, count in other.failures.items():
             self.failures[name] = self.failures.get(name, 0) + count
@@ -230,6 +262,6 @@ class TeacherStats:
     def metrics(self) -> dict[str, float]:
         """Return the counts as a stage's metrics."""
         counts = {"asked": self.asked, "from_ledger": self.from_ledger, "retries": self.retries}
-        counts |= {"throttled": self.throttled, "batches": self.batches}
+        counts |= {"throttled": self.throttled, "rejected": self.rejected, "batches": self.batches}
         counts |= {f"failed_{name}": count for name, count in self.failures.items()}
         return {f"calls_{name}": float(count) for name, count in counts.items()}

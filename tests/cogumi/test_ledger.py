@@ -17,7 +17,7 @@ from cogumi.errors import BudgetError, RunError, UsageError
 from cogumi.ledger import Ledger, LedgerCalls
 from cogumi.ledger.database import DATABASE_URL_ENV
 from cogumi.ledger.schema import HEAD_REVISION, metadata
-from cogumi.stage import CallRecord
+from cogumi.stage import CallRecord, OpenBatch
 
 MIGRATIONS = Path(__file__).parents[2] / "cogumi" / "migrations"
 
@@ -109,11 +109,13 @@ def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
 
 def test_batches_are_remembered_until_collected(tmp_path: Path) -> None:
     calls = LedgerCalls(Ledger(tmp_path), "run", "step", None)
-    assert calls.open_batch("k") is None
-    calls.save_batch("k", "openai", "batch_1")
-    assert LedgerCalls(Ledger(tmp_path), "run", "step", None).open_batch("k") == "batch_1"
+    assert calls.open_batches("openai") == []
+    batch = OpenBatch("k", "batch_1", ("one", "two"))
+    calls.save_batch("openai", batch)
+    assert LedgerCalls(Ledger(tmp_path), "run", "step", None).open_batches("openai") == [batch]
+    assert calls.open_batches("anthropic") == []
     calls.close_batch("k")
-    assert calls.open_batch("k") is None
+    assert calls.open_batches("openai") == []
 
 
 @settings(max_examples=25, deadline=None)

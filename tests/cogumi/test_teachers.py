@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cogumi.errors import BudgetError, RunError
 from cogumi.ledger import Ledger, LedgerCalls
-from cogumi.stage import CallRecord, TeacherConfig
+from cogumi.stage import CallRecord, OpenBatch, TeacherConfig
 from cogumi.teachers import AskOptions, Message, Reply, RetryPolicy, TeacherRequest, TeacherStats, Usage, ask
 from cogumi.teachers.limit import AdaptiveLimit
 from cogumi.teachers.pricing import cost_usd, expected_usd
@@ -111,7 +111,8 @@ def test_unknown_price_is_unknown_and_never_nothing() -> None:
 
 def test_cache_is_billed_with_the_providers_multipliers() -> None:
     usage = Usage(0, 0, cache_write_tokens=1_000_000, cache_read_tokens=2_000_000)
-    assert cost_usd(config_of(""), usage, batch=False) == pytest.approx(1.25 + 0.2)
+    config = config_of("", cache_write_usd_per_mtok=1.25, cache_read_usd_per_mtok=0.1)
+    assert cost_usd(config, usage, batch=False) == pytest.approx(1.25 + 0.2)
 
 
 @given(st.text(max_size=400), st.integers(1, 500))
@@ -319,9 +320,9 @@ class KilledCalls(LedgerCalls):
         super().__init__(ledger, "run", "step", None)
         self._dies = dies
 
-    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
-        self._die("save_batch", batch_id)
-        super().save_batch(key, provider, batch_id)
+    def save_batch(self, provider: str, batch: OpenBatch) -> None:
+        self._die("save_batch", batch.batch_id)
+        super().save_batch(provider, batch)
 
     def record(self, records: Sequence[CallRecord]) -> None:
         self._die("record", records)
@@ -406,7 +407,7 @@ def test_expired_batches_and_failed_requests_are_collected_and_submitted_again(
 def test_batch_that_never_answers_is_given_up(tmp_path: Path, ledger: Ledger) -> None:
     with (
         LocalTeacher(TeacherOptions(tmp_path / "teacher", faults={"batch_error": 1.0})) as teacher,
-        pytest.raises(RunError, match="3 of 3 batch requests are still unanswered after 6 batches"),
+        pytest.raises(RunError, match="3 batch requests are still unanswered after 6 batches"),
     ):
         ask(calls_of(ledger), [(config_of(teacher.base_url), sums(3))], BATCH)
 
@@ -432,7 +433,7 @@ def test_batches_are_split_to_the_providers_limits(
     config = config_of(teacher.base_url, api)
     monkeypatch.setattr(provider, "limits", BatchLimits(requests=4, bytes=10**6))
     _, by_count = ask(calls_of(ledger), [(config, sums(10, 7000))], BATCH)
-    size = len(json.dumps(provider(config, "none", 1.0).body(sums(1, 7100)[0]))) + 256
+    size = len(json.dumps(provider(config, "none", 1.0, 8).body(sums(1, 7100)[0]))) + 256
     monkeypatch.setattr(provider, "limits", BatchLimits(requests=100, bytes=5 * size + 100))
     (replies,), by_size = ask(calls_of(ledger), [(config, sums(10, 7100))], BATCH)
     assert (by_count.batches, by_size.batches) == (3, 2)
