@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cogumi.digest import digest_of
 from cogumi.errors import UsageError, nearest
+from cogumi.prices import price_of
 from cogumi.stage import TeacherConfig
 from cogumi.strict_yaml import explain, read_mapping
+from cogumi.teacher_faults import CONTENT_FAULTS, Fault
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -38,7 +49,11 @@ class Teacher(Strict):
     """Environment variable that holds the key; never the key itself."""
     input_usd_per_mtok: float | None = Field(default=None, ge=0)
     output_usd_per_mtok: float | None = Field(default=None, ge=0)
-    batch_discount: float = Field(default=0.5, ge=0, le=1)
+    """Both or neither; without them those of cogumi/prices.yaml hold, and 0 for a model that runs here."""
+    cache_write_usd_per_mtok: float | None = Field(default=None, ge=0)
+    cache_read_usd_per_mtok: float | None = Field(default=None, ge=0)
+    batch_discount: float | None = Field(default=None, ge=0, le=1)
+    """Share that a batch saves; without it the table's, else 0."""
     price_source: str = ""
     """Where and when the prices were read."""
     requests_per_minute: float | None = Field(default=None, gt=0)
@@ -50,7 +65,11 @@ class Teacher(Strict):
     @model_validator(mode="after")
     def _one_endpoint(self) -> Teacher:
         if self.gguf is not None and (self.base_url is not None or self.api != "openai"):
-            raise ValueError("gguf: a server of ours answers, in OpenAI's format: leave base_url out, api: openai")
+            raise ValueError(
+                "gguf: a server of ours answers, in OpenAI's format: leave base_url out, api: openai"
+            )
+        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
+            raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or neither")
         return self
 
     def config(
@@ -58,7 +77,8 @@ class Teacher(Strict):
     ) -> TeacherConfig:
         """Return what a stage needs to call this teacher; ``local_url`` is that of its server of ours."""
         simulated = self.base_url == "local"
-        shape = local.model_dump(mode="json") if simulated and local else None
+        price = price_of(self)
+        shape = local.shape() if simulated and local else None
         if simulated:
             endpoint = digest_of(shape)
         else:
@@ -69,14 +89,17 @@ class Teacher(Strict):
             model=self.model,
             base_url=local_url if simulated or self.gguf else self.base_url,
             key_env=self.key_env,
-            input_usd_per_mtok=self.input_usd_per_mtok,
-            output_usd_per_mtok=self.output_usd_per_mtok,
-            batch_discount=self.batch_discount,
+            input_usd_per_mtok=price.input_usd_per_mtok,
+            output_usd_per_mtok=price.output_usd_per_mtok,
+            batch_discount=price.batch_discount,
             endpoint=endpoint,
             simulated=simulated,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             extra_body=self.extra_body,
+            cache_write_usd_per_mtok=price.cache_write_usd_per_mtok,
+            cache_read_usd_per_mtok=price.cache_read_usd_per_mtok,
+            price_source=price.source,
         )
 
 
@@ -88,6 +111,32 @@ class LocalTeacherSettings(Strict):
     judge_reject_rate: float = Field(default=0.05, ge=0, le=1)
     malformed_rate: float = Field(default=0.02, ge=0, le=1)
     seed: int = 0
+    varied: bool = False
+    """Put a scene before every written question, so that no two are near duplicates."""
+    faults: dict[Fault, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Probability of each fault, by its name (docs/local-teacher.md)."""
+    latency_ms: float = Field(default=0.0, ge=0)
+    batch_delay: float = Field(default=0.0, ge=0)
+    """Seconds between the creation of a batch and its processing."""
+    stall_seconds: float = Field(default=30.0, ge=0)
+    retry_after_seconds: float = Field(default=1.0, ge=0)
+
+    @field_validator("faults", mode="before")
+    @classmethod
+    def _status_is_a_name(cls, value: Any) -> Any:
+        # YAML reads 429 as a number.
+        return {str(name): rate for name, rate in value.items()} if isinstance(value, dict) else value
+
+    def shape(self) -> dict[str, Any]:
+        """Return what its answers depend on, and not how fast or how reliably they come."""
+        how = {"latency_ms", "batch_delay", "stall_seconds", "retry_after_seconds", "varied", "faults"}
+        shape = self.model_dump(mode="json", exclude=how)
+        # Named where set only, so that what was asked before they existed keeps its name.
+        if self.varied:
+            shape["varied"] = True
+        if spoils := {name: rate for name, rate in self.faults.items() if name in CONTENT_FAULTS}:
+            shape["faults"] = spoils
+        return shape
 
 
 class ReferenceChoice(Strict):
@@ -163,16 +212,27 @@ class GpuPrice(Strict):
     source: str
 
 
-class Expected(Strict):
-    """Mean lengths in tokens that an estimate reckons with.
+def _spread(value: Any) -> Any:
+    return [value] * 3 if isinstance(value, int) else value
 
-    Defaults are the predecessor's: 42,606 questions of 56 characters, 14 tokens and 4 for JSON's quotes; 75
-    tokens for an easy answer, 750 for a hard one with its reasoning.
+
+Spread = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_spread)]
+"""Low, expected and high; one number stands for all three."""
+
+
+class Expected(Strict):
+    """Mean lengths in tokens that an estimate reckons with: a number, or [low, expected, high].
+
+    Counted with ``evals.lint.tokens.estimate`` in the predecessor's data, or its planning figures: 13 tokens
+    is the mean of its 42,606 questions, all easy, 33 that of its 681 hard ones and 65 their 95th percentile;
+    25 mixes them 40 to 60. Its 395 easy answers have 17, its 681 hard ones with their reasoning 189; it
+    planned with 75 and 750. 158 is what the plan's $2.52 pays for without batches, and at 1,024 an answer is
+    cut short.
     """
 
-    question_tokens: int = Field(default=18, gt=0)
-    easy_answer_tokens: int = Field(default=75, gt=0)
-    hard_answer_tokens: int = Field(default=750, gt=0)
+    question_tokens: Spread = (13, 25, 65)
+    easy_answer_tokens: Spread = (17, 75, 158)
+    hard_answer_tokens: Spread = (189, 750, 1024)
 
 
 class PlannedModel(Strict):
@@ -194,6 +254,8 @@ class Profile(Strict):
 
     profile: str
     title: str
+    extends: str | None = None
+    """Profile, by name or path, whose other top-level keys hold where this one has none; None once merged."""
     seed: int = 20261123
     teachers: dict[str, Teacher] = Field(default_factory=dict)
     local_teacher: LocalTeacherSettings | None = None
@@ -256,7 +318,7 @@ class Profile(Strict):
         if teacher.extra_body:
             identity["extra_body"] = teacher.extra_body
         if teacher.base_url == "local" and self.local_teacher:
-            identity["local"] = self.local_teacher.model_dump(mode="json")
+            identity["local"] = self.local_teacher.shape()
         return identity
 
     def gate_names(self) -> list[str]:
@@ -274,17 +336,37 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read a profile by name, or by path of a YAML file.
+    """Read a profile by name, or by path of a YAML file, with what it inherits by ``extends``.
 
     Raises ``UsageError`` naming the file, the place and the nearest known key.
     """
+    document, root = _read(name, ())
+    return parse_profile(document, name, root)
+
+
+def _read(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], Node]:
+    """Return a document with what it inherits, and its own nodes; ``below`` names those that extend it."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
     if not path.is_file():
+        where = f"profile {below[-1]}: extends: " if below else ""
         if path.parent == _FOLDER:
-            raise UsageError(f"no profile {name!r}{nearest(name, profile_names())}")
-        raise UsageError(f"no such file {name}")
+            raise UsageError(f"{where}no profile {name!r}{nearest(name, profile_names())}")
+        raise UsageError(f"{where}no such file {name}")
     data, root = read_mapping(path)
-    return parse_profile(data, str(name), root)
+    parent = data.get("extends")
+    if parent is None:
+        return data, root
+    if not isinstance(parent, str):
+        raise UsageError(f"profile {name}: extends: the name or path of one profile is expected")
+    if parent.endswith((".yaml", ".yml")):
+        parent = str(path.parent / parent)
+    if parent in (name, *below):
+        raise UsageError(f"profile {name}: extends: {parent} extends this profile itself")
+    inherited, parent_root = _read(parent, (*below, name))
+    # What is wrong there is told of that file, with its lines.
+    parse_profile(inherited, parent, parent_root)
+    own = {key: value for key, value in data.items() if key != "extends"}
+    return {key: value for key, value in inherited.items() if key not in ("profile", "title")} | own, root
 
 
 def parse_profile(document: Mapping[str, Any], origin: str, root: Node | None = None) -> Profile:

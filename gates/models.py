@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cogumi.digest import digest_of
 from cogumi.errors import UsageError
+from cogumi.prices import price_of
 from cogumi.profile import Profile
 from cogumi.subjects import Subject, resolve
 from cogumi.workspace import Workspace
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 def teacher_subject(profile: Profile, name: str) -> Subject:
     """Return the subject that stands for a teacher, named by everything that shapes its answers."""
     teacher, identity = profile.teachers[name], profile.teacher_identity(name)
+    price = price_of(teacher)
     prices = {
-        "input_usd_per_mtok": teacher.input_usd_per_mtok,
-        "output_usd_per_mtok": teacher.output_usd_per_mtok,
+        "input_usd_per_mtok": price.input_usd_per_mtok,
+        "output_usd_per_mtok": price.output_usd_per_mtok,
     }
     return Subject(
         label=name,

@@ -29,6 +29,11 @@ Exits 4 when a target is INFEASIBLE, else 0; nothing is called, trained or downl
 Example: cogumi plan --profile llama-3.1-8b
 """
 
+# Dollars of a step or of all of them, in the order of the table.
+_MONEY = ("usd_low", "usd", "usd_high", "usd_live")
+# A shorter wait for an account's limit is not worth a line.
+_TOLD_HOURS = 0.5
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -68,19 +73,13 @@ def plan_document(profile: Profile, where: Place) -> dict[str, Any]:
         if row["criterion"] in too_small:
             row |= {"feasible": False, "why": too_small[row["criterion"]]}
     infeasible = {row["criterion"]: row["why"] for row in gates if not row["feasible"]} | too_small
-    estimate = estimate_run(profile)
     return {
         "profile": profile.profile,
         "title": profile.title,
         "infeasible": infeasible,
         "gates": gates,
         "sizes": [asdict(check) for check in sizes],
-        "steps": [asdict(step) for step in estimate.steps],
-        "calls": sum(step.calls for step in estimate.steps),
-        "usd": estimate.real_usd,
-        "simulated_usd": estimate.simulated_usd,
-        "gpu_hours": estimate.gpu_hours,
-        "gpu_usd": estimate.gpu_usd,
+        **estimate_run(profile).document(),
     }
 
 
@@ -133,11 +132,107 @@ def print_plan(document: dict[str, Any]) -> None:
             target = size(row["target_bytes"]) if row["target_bytes"] else "no target"
             mark = row["why"] if row["feasible"] else f"INFEASIBLE: {row['why']}"
             typer.echo(f"  {row['model']:<28} {row['parameters'] / 1e6:>9.1f} M weights  {target:<10} {mark}")
-    if document["steps"]:
-        typer.echo("\nsteps")
-        for row in document["steps"]:
-            typer.echo(f"  {row['plan']:<4} {row['step']:<18} {_step_line(row)}".rstrip())
+    print_estimate(document)
+
+
+def print_estimate(document: dict[str, Any]) -> None:
+    """Print the steps, the totals and what they rest on: a plan's, or ``RunEstimate.document()`` of some."""
+    asking = [row for row in document["steps"] if row["calls"]]
+    if asking:
+        _print_asking(asking, document)
+    training = [row for row in document["steps"] if row["training_tokens"]]
+    if training:
+        typer.echo("\ntraining")
+        for row in training:
+            told = f"{row['training_tokens']:,} tokens at most"
+            told += f", {row['gpu_hours']:.1f} GPU hours" if row["gpu_hours"] else ""
+            told += f" (the plan says {row['plan_says']})" if row["plan_says"] else ""
+            typer.echo(f"  {row['plan']:<4} {row['step']:<14} {told}")
     typer.echo(f"\ntotal  {_total_line(document)}")
+    for told in document["unknown_prices"]:
+        typer.echo(f"  {told}")
+    for told in document["warnings"]:
+        typer.echo(f"  warning: {told}")
+
+
+def _print_asking(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
+    head = (
+        "steps",
+        "",
+        "calls",
+        "tokens in",
+        "of cache",
+        "tokens out",
+        "low",
+        "expected",
+        "high",
+        "live",
+    )
+    table = [[*head, "the plan"]]
+    for row in rows:
+        cached = row["cache_write_tokens"] + row["cache_read_tokens"]
+        counts = [f"{count:,}" for count in (row["calls"], row["input_tokens"], cached, row["output_tokens"])]
+        usd = [_usd(row[key]) for key in _MONEY]
+        table.append([row["plan"], row["step"], *counts, *usd, row["plan_says"]])
+    if not all(row["simulated"] for row in rows):
+        calls = f"{sum(row['calls'] for row in rows):,}"
+        table.append(["", "total", calls, "", "", "", *(_usd(document[key]) for key in _MONEY), ""])
+    typer.echo()
+    # The left columns are names; figures stand under each other.
+    _print_columns(table, left=2)
+    for row in rows:
+        if row["simulated"]:
+            continue
+        if row["hours"] >= _TOLD_HOURS:
+            typer.echo(f"  {row['step']}: {row['pace']}")
+        if row["saves"]:
+            typer.echo(
+                f"  {row['step']}: {_saving(row['saves'])} of the {_usd(row['usd_live'])} of live calls"
+            )
+    if any(row["simulated"] for row in rows):
+        typer.echo("  steps at the local teacher are simulated: their dollars are play money")
+    typer.echo()
+    prices = [["prices for a million tokens", "", "in", "out", "source"]]
+    prices += [
+        [
+            row["teacher"],
+            row["model"],
+            _usd(row["input_usd_per_mtok"]),
+            _usd(row["output_usd_per_mtok"]),
+            row["source"],
+        ]
+        for row in document["prices"]
+    ]
+    _print_columns(prices, left=2, source=True)
+    typer.echo()
+    rest = [["assumed for", "low", "expected", "high", "because"]]
+    rest += [
+        [row["name"], *(f"{row[case]:,g}" for case in ("low", "expected", "high")), row["source"]]
+        for row in document["assumptions"]
+    ]
+    _print_columns(rest, left=1, source=True)
+
+
+def _print_columns(table: list[list[str]], left: int, source: bool = False) -> None:
+    """Print rows under a heading: ``left`` columns of names, figures, and a ``source`` that may be long."""
+    # A heading may run over the empty cells beside it.
+    widths = [max(len(row[column]) for row in table[1:]) for column in range(len(table[0]))]
+    widths = [
+        max(width, len(table[0][column])) if column >= left else width for column, width in enumerate(widths)
+    ]
+    names = sum(widths[:left]) + left - 1
+    for number, row in enumerate(table):
+        if number == 0:
+            cells = [row[0].ljust(names + 2)]
+        else:
+            cells = [
+                "  " + " ".join(cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False))
+            ]
+        figures = list(zip(row[left:], widths[left:], strict=True))
+        for index, (cell, width) in enumerate(figures):
+            last = source and index == len(figures) - 1
+            cells.append(cell if last else cell.rjust(width))
+        typer.echo("  ".join(cells).rstrip())
 
 
 def _print_gates(rows: list[dict[str, Any]]) -> None:
@@ -158,30 +253,31 @@ def _print_gates(rows: list[dict[str, Any]]) -> None:
             typer.echo(f"    {name:<12} {row['comparison']} {number(row['bar'])}  {mark}")
 
 
-def _step_line(row: dict[str, Any]) -> str:
-    parts = []
-    if row["calls"]:
-        money = "price unknown" if row["usd"] is None else f"${row['usd']:.4f}"
-        told = " simulated" if row["simulated"] else ""
-        parts.append(
-            f"{row['calls']:,} calls, {row['input_tokens']:,} + {row['output_tokens']:,} tokens, "
-            f"{money}{told}"
-        )
-    if row["training_tokens"]:
-        parts.append(f"{row['training_tokens']:,} training tokens at most")
-    if row["gpu_hours"]:
-        parts.append(f"{row['gpu_hours']:.1f} GPU hours")
-    if row["plan_says"]:
-        parts.append(f"(the plan says {row['plan_says']})")
-    return ", ".join(parts)
+def _usd(dollars: float | None) -> str:
+    if dollars is None:
+        return "unknown"
+    if dollars == 0:
+        return "$0"
+    return f"${dollars:,.2f}" if dollars >= 0.1 else f"${dollars:.4f}"
+
+
+def _saving(dollars: float) -> str:
+    return f"batches save {_usd(dollars)}" if dollars > 0 else f"batches cost {_usd(-dollars)} on top"
 
 
 def _total_line(document: dict[str, Any]) -> str:
-    usd = document["usd"]
     parts = [f"{document['calls']:,} calls"]
-    parts.append("a cost that is not known: a price is missing" if usd is None else f"${usd:.2f}")
+    if document["usd"] is None:
+        parts.append(f"at least {_usd(document['usd_known'])}")
+    else:
+        told = _usd(document["usd"])
+        if document["usd_high"]:
+            told += f" expected, {_usd(document['usd_low'])} to {_usd(document['usd_high'])}"
+        if document["saves"]:
+            told += f"; {_usd(document['usd_live'])} live, without batches"
+        parts.append(told)
     if document["simulated_usd"]:
-        parts.append(f"${document['simulated_usd']:.4f} simulated (nothing is paid)")
+        parts.append(f"{_usd(document['simulated_usd'])} simulated (nothing is paid)")
     if document["gpu_hours"]:
         gpu_usd = f" (${document['gpu_usd']:.2f})" if document["gpu_usd"] is not None else ""
         parts.append(f"{document['gpu_hours']:.1f} GPU hours{gpu_usd}")

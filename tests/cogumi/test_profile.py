@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cogumi.errors import CogumiError, UsageError
-from cogumi.profile import load_profile, parse_profile, profile_names
+from cogumi.profile import StageStep, load_profile, parse_profile, profile_names
 from cogumi.steps import check_stages, merge
 from gates.spec import load_gate
 from pipeline import all_stages
@@ -83,6 +83,114 @@ def test_unreadable_yaml_names_file_and_line(tmp_path: Path, text: str, told: st
     assert found.value.exit_code in (2, 5)
     assert told in str(found.value)
     assert "bad.yaml" in str(found.value)
+
+
+PARENT = """\
+profile: parent
+title: The parent
+seed: 5
+teachers:
+  t: {api: openai, model: gpt-4o}
+expected: {question_tokens: [1, 2, 3]}
+steps:
+- {id: a, uses: stage.a}
+"""
+
+
+def test_a_profile_inherits_the_keys_that_it_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "parent.yaml").write_text(PARENT)
+    (tmp_path / "child.yaml").write_text(
+        "profile: child\ntitle: The child\nextends: below/parent.yaml\nexpected: {easy_answer_tokens: 7}\n"
+    )
+    (tmp_path / "below" / "grandchild.yaml").write_text(
+        "profile: grandchild\ntitle: g\nextends: ../child.yaml\nsteps: []\n"
+    )
+    parent = load_profile(str(tmp_path / "below" / "parent.yaml"))
+    child = load_profile(str(tmp_path / "child.yaml"))
+    assert (child.profile, child.title, child.seed, child.extends) == ("child", "The child", 5, None)
+    assert child.teachers == parent.teachers
+    assert child.steps == parent.steps
+    # A key of its own replaces the inherited one as a whole.
+    assert child.expected.easy_answer_tokens == (7, 7, 7)
+    assert child.expected.question_tokens == load_profile("smollm2").expected.question_tokens
+    grandchild = load_profile(str(tmp_path / "below" / "grandchild.yaml"))
+    assert (grandchild.seed, grandchild.steps, grandchild.expected) == (5, [], child.expected)
+    # What a run records is whole and reads the same.
+    recorded = child.model_dump(mode="json")
+    assert parse_profile(recorded, "of a run") == child
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "told"),
+    [
+        (PARENT, "extends: parent.yaml\nstep: []\n", "child.yaml: line 4: unknown key step (did you mean"),
+        (PARENT, "extend: parent.yaml\n", "child.yaml: line 3: unknown key extend (did you mean 'extends'?)"),
+        (PARENT + "sede: 1\n", "extends: parent.yaml\n", "parent.yaml: line 9: unknown key sede (did you"),
+        (PARENT, "extends: parnt.yaml\n", "child.yaml: extends: no such file"),
+        (PARENT, "extends: rehersal\n", "extends: no profile 'rehersal' (did you mean 'rehearsal'?)"),
+        (PARENT, "extends: [parent.yaml]\n", "extends: the name or path of one profile"),
+        (PARENT + "extends: child.yaml\n", "extends: parent.yaml\n", "extends this profile itself"),
+        (PARENT, "extends: child.yaml\n", "extends this profile itself"),
+        (
+            PARENT,
+            "extends: parent.yaml\nteachers: {t: {api: grpc, model: m}}\n",
+            "child.yaml: line 4: teachers.t",
+        ),
+    ],
+)
+def test_what_is_wrong_with_inheritance_names_the_right_file(
+    tmp_path: Path, parent: str, child: str, told: str
+) -> None:
+    (tmp_path / "parent.yaml").write_text(parent)
+    (tmp_path / "child.yaml").write_text("profile: child\ntitle: c\n" + child)
+    with pytest.raises(UsageError) as found:
+        load_profile(str(tmp_path / "child.yaml"))
+    assert told in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_name_and_title_are_never_inherited(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(PARENT)
+    (tmp_path / "child.yaml").write_text("title: c\nextends: parent.yaml\n")
+    with pytest.raises(UsageError, match="the key profile is missing"):
+        load_profile(str(tmp_path / "child.yaml"))
+
+
+def test_both_llama_profiles_make_the_same_60_000() -> None:
+    large, small = load_profile("llama-3.1-8b"), load_profile("llama-3.2-1b")
+    assert large.steps == small.steps
+    assert large.teachers == small.teachers
+    assert large.models != small.models
+    quotas = {
+        step.id: step.settings["quotas"]
+        for step in large.steps
+        if isinstance(step, StageStep) and "quotas" in step.settings
+    }["questions"]
+    cells = [count for domain in quotas.values() for count in domain.values()]
+    assert (len(cells), sum(cells)) == (16, 60_000)
+    assert sum(domain["easy"] for domain in quotas.values()) == 24_000
+    writer = next(step for step in large.steps if step.id == "questions")
+    assert isinstance(writer, StageStep)
+    # Nothing that a suite of the profile measures may be asked.
+    measured = {task for suite in large.suites.values() for task in suite}
+    assert set(writer.settings["writer"]["leak_tasks"]) == measured
+    assert [step.plan for step in large.steps] == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        ("[1, 2]", "expected.question_tokens"),
+        ("0", "expected.question_tokens"),
+        ("x", "expected.question_tokens"),
+    ],
+)
+def test_expected_lengths_are_a_number_or_three(tmp_path: Path, tokens: str, told: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"profile: p\ntitle: t\nexpected: {{question_tokens: {tokens}}}\n")
+    with pytest.raises(UsageError, match=told):
+        load_profile(str(path))
 
 
 @pytest.mark.parametrize("name", ["rehersal", "no-such-thing", "missing.yaml"])
