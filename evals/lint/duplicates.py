@@ -3,7 +3,8 @@
 Two questions are near duplicates when the Jaccard similarity of their token trigrams reaches a threshold.
 Trigrams keep the order of words and numbers, so "7 plus 5" and "5 plus 7" stay apart. Candidates come from
 an inverted index with the prefix filter of Chaudhuri, Ganti and Kaushik (ICDE 2006) and Xiao et al.
-(PPJoin, WWW 2008), which misses none: the outcome equals that of comparing all pairs.
+(PPJoin, WWW 2008), which misses none: the outcome equals that of comparing all pairs. What it costs is in
+docs/near-duplicates.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from typing import Literal, NamedTuple
+from array import array
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _SHINGLE = 3
@@ -19,6 +27,10 @@ _SHINGLE = 3
 NEAR_THRESHOLD = 0.8
 """Jaccard similarity from which lint calls two questions near duplicates; question writing uses the same."""
 _MOST_COMPARED = 4000
+_ROUNDING = 1e-9
+_MANY = 50
+"""Candidates of one shingle from which numpy sifts them faster than a loop."""
+_WORD = 2**64 - 1
 
 
 class Match(NamedTuple):
@@ -47,79 +59,191 @@ class QuestionIndex:
     """The questions so far; ``threshold`` 1 compares whole token sequences only.
 
     Questions of different ``group`` are never compared: the same words about another passage ask something
-    else.
+    else. Questions are held as numbers in flat arrays, and asking after one leaves nothing behind.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self._exact: dict[tuple[tuple[str, ...], str], int] = {}
-        self._shingle_ids: dict[tuple[str, ...], int] = {}
-        self._documents: list[frozenset[int]] = []
-        self._groups: list[str] = []
-        self._postings: dict[int, list[int]] = {}
+        # Numbers from 1 on, in the order of arrival; 0 fills up the one shingle of a very short question.
+        self._vocabulary: dict[str, int] = {}
+        self._group_numbers: dict[str, int] = {"": 0}
+        self._exact: dict[bytes, int] = {}
+        # The shingles of question n are those from _starts[n] to _starts[n + 1].
+        self._shingles = array("Q")
+        self._starts = array("Q", [0])
+        # By shingle (and group): the questions that have it in their prefix; most often it is a single one.
+        self._postings: dict[int, int | array[int]] = {}
+        self._latest: _Read | None = None
 
     def __len__(self) -> int:
         return len(self._exact)
 
-    def match(self, text: str) -> Literal["exact", "near"] | None:
+    def match(self, text: str, group: str = "") -> Literal["exact", "near"] | None:
         """Tell how a question resembles one that was added before."""
-        tokens = tuple(tokens_of(text))
-        if (tokens, "") in self._exact:
+        read, in_group = self._read(text), self._group_numbers.get(group)
+        if in_group is None:
+            return None
+        if _digest(read.tokens, in_group) in self._exact:
             return "exact"
-        if self.threshold < 1 and self._closest(self._shingles(tokens), "", first=True):
-            return "near"
-        return None
+        return "near" if self._closest(read.shingles, in_group, first=True) else None
 
     def closest(self, text: str, group: str = "") -> Match | None:
         """Return the most similar question added before, the earliest of equals; None below the threshold."""
-        tokens = tuple(tokens_of(text))
-        number = self._exact.get((tokens, group))
-        if number is not None:
-            return Match(number, 1.0)
-        return self._closest(self._shingles(tokens), group) if self.threshold < 1 else None
+        read, in_group = self._read(text), self._group_numbers.get(group)
+        if in_group is None:
+            return None
+        number = self._exact.get(_digest(read.tokens, in_group))
+        return self._closest(read.shingles, in_group) if number is None else Match(number, 1.0)
 
     def add(self, text: str, group: str = "") -> int:
         """Remember a question and return its number; one whose tokens are known keeps its number."""
-        tokens = tuple(tokens_of(text))
-        number = self._exact.setdefault((tokens, group), len(self._exact))
-        if number == len(self._groups):
-            self._groups.append(group)
-            if self.threshold < 1:
-                shingles = self._shingles(tokens)
-                self._documents.append(frozenset(shingles))
-                for shingle in self._prefix(shingles):
-                    self._postings.setdefault(shingle, []).append(number)
+        read = self._read(text)
+        self._vocabulary.update(read.unknown)
+        in_group = self._group_numbers.setdefault(group, len(self._group_numbers))
+        count = len(self._exact)
+        number = self._exact.setdefault(_digest(read.tokens, in_group), count)
+        if number == count:
+            self._shingles.extend(read.shingles)
+            self._starts.append(len(self._shingles))
+            # Two sets that are similar enough must share an element of their first |A| - ceil(t|A|) + 1.
+            size = len(read.shingles)
+            for shingle in read.shingles[: size - math.ceil(self.threshold * size - _ROUNDING) + 1]:
+                self._post(_key(shingle, in_group), number)
         return number
 
-    def _shingles(self, tokens: tuple[str, ...]) -> list[int]:
-        windows = {tokens[at : at + _SHINGLE] for at in range(max(1, len(tokens) - _SHINGLE + 1))}
-        ids = self._shingle_ids
-        # The filter needs one fixed order of all shingles. The latest first puts the rare ones first,
-        # because a frequent shingle is met early; short lists of candidates follow.
-        return sorted((ids.setdefault(window, len(ids)) for window in sorted(windows)), reverse=True)
+    def _read(self, text: str) -> _Read:
+        """Return a text's numbers; who asks after a question and then adds it has it read once."""
+        if self._latest is not None and self._latest.text == text:
+            return self._latest
+        known, unknown = self._vocabulary, dict[str, int]()
+        # A new token gets the number that it will have if this very question is added next. Should another
+        # one be added first, that one is the latest and this is read anew.
+        tokens = [
+            known.get(token) or unknown.setdefault(token, len(known) + len(unknown) + 1)
+            for token in tokens_of(text)
+        ]
+        shingles = _rare_first(tokens) if self.threshold < 1 else []
+        self._latest = _Read(text, tokens, unknown, shingles)
+        return self._latest
 
-    def _prefix(self, shingles: list[int]) -> list[int]:
-        # Two sets that are similar enough must share an element of their first |A| - ceil(t|A|) + 1.
-        return shingles[: len(shingles) - math.ceil(self.threshold * len(shingles) - 1e-9) + 1]
+    def _post(self, key: int, number: int) -> None:
+        held = self._postings.setdefault(key, number)
+        if not isinstance(held, int):
+            held.append(number)
+        elif held != number:
+            self._postings[key] = array("I", (held, number))
 
-    def _closest(self, shingles: list[int], group: str, *, first: bool = False) -> Match | None:
-        mine = frozenset(shingles)
+    def _closest(self, shingles: list[int], group: int, *, first: bool = False) -> Match | None:
+        search, mine = _Search(self.threshold - _ROUNDING), frozenset(shingles)
         checked: set[int] = set()
-        best: Match | None = None
-        for shingle in self._prefix(shingles):
-            for number in self._postings.get(shingle, ()):
-                if number in checked:
-                    continue
-                checked.add(number)
-                if self._groups[number] != group:
-                    continue
-                other = self._documents[number]
-                common = len(mine & other)
-                union = len(mine) + len(other) - common
-                if common < self.threshold * union - 1e-9:
-                    continue
+        for number in self._candidates(search, shingles, group):
+            if number in checked:
+                continue
+            checked.add(number)
+            start, stop = self._starts[number], self._starts[number + 1]
+            common = len(mine.intersection(self._shingles[start:stop]))
+            similarity = common / (len(mine) + stop - start - common)
+            if search.wants(similarity, number):
+                search.floor, search.best = similarity, Match(number, similarity)
                 if first:
-                    return Match(number, common / union)
-                if best is None or (-common / union, number) < (-best.similarity, best.number):
-                    best = Match(number, common / union)
-        return best
+                    break
+        return search.best
+
+    def _candidates(self, search: _Search, shingles: list[int], group: int) -> Iterator[int]:
+        """Yield the questions that may be what the search still wants, some more than once."""
+        size, starts = len(shingles), self._starts
+        for at, shingle in enumerate(shingles):
+            # When two sets share this shingle and none before it, they share at most those that are left.
+            left = size - at
+            if left / size < search.floor:
+                return
+            held = self._postings.get(_key(shingle, group))
+            if held is None:
+                continue
+            numbers = array("I", (held,)) if isinstance(held, int) else held
+            if len(numbers) > _MANY:
+                yield from self._of_many(search, numbers, size, left)
+                continue
+            for number in numbers:
+                other = starts[number + 1] - starts[number]
+                common = min(left, other)
+                if search.wants(common / (size + other - common), number):
+                    yield number
+
+    def _of_many(self, search: _Search, numbers: array[int], size: int, left: int) -> Iterator[int]:
+        """Yield like ``_candidates``; when the search has found a better one, sift what is left again."""
+        # Here, because most uses of the index are small and shall not load it.
+        import numpy as np
+
+        rest = np.array(numbers, dtype=np.uint32)
+        while len(rest):
+            other = self._sizes(rest)
+            common = np.minimum(left, other)
+            most = common / (size + other - common)
+            wanted = most >= search.floor
+            if search.best:
+                wanted &= (most > search.floor) | (rest < search.best.number)
+            rest = rest[wanted]
+            floor, done = search.floor, 0
+            for number in rest.tolist():
+                yield number
+                done += 1
+                if search.floor > floor:
+                    break
+            rest = rest[done:]
+
+    def _sizes(self, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        import numpy as np
+
+        starts = np.frombuffer(self._starts, dtype=np.int64)
+        sizes: npt.NDArray[np.int64] = starts[numbers + 1] - starts[numbers]
+        return sizes
+
+
+class _Read(NamedTuple):
+    """A text in numbers; ``unknown`` are those of its tokens that no question added before has."""
+
+    text: str
+    tokens: list[int]
+    unknown: dict[str, int]
+    shingles: list[int]
+
+
+class _Search:
+    """What a search has found so far and still wants."""
+
+    def __init__(self, floor: float) -> None:
+        self.floor = floor
+        self.best: Match | None = None
+
+    def wants(self, similarity: float, number: int) -> bool:
+        """Tell whether this similarity would be the best, of equals the earliest."""
+        if similarity != self.floor or self.best is None:
+            return similarity >= self.floor
+        return number < self.best.number
+
+
+def _digest(tokens: list[int], group: int) -> bytes:
+    """Return 16 bytes that stand for a question; that two of 2^32 questions meet has chance 2^-65."""
+    return blake2b(array("I", (group, *tokens)).tobytes(), digest_size=16).digest()
+
+
+def _key(shingle: int, group: int) -> int:
+    """Return a shingle's place in the postings: those of different groups are never compared."""
+    return group << 64 | shingle if group else shingle
+
+
+def _rare_first(tokens: list[int]) -> list[int]:
+    """Return the distinct trigrams of a question, packed into 64 bits, the rare ones first.
+
+    The filter needs one fixed order of all shingles, and is the faster the rarer the first ones are. Frequent
+    tokens are met early, so the latest token of a trigram tells how rare it may be, before any is counted.
+    Two million distinct tokens are packed without loss; beyond these two trigrams may rarely fall together.
+    """
+    if len(tokens) < _SHINGLE:
+        tokens = [*[0] * (_SHINGLE - len(tokens)), *tokens]
+    windows = {
+        (max(a, b, c), (a << 42) + (b << 21) + c & _WORD)
+        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)
+    }
+    return [shingle for _, shingle in sorted(windows, reverse=True)]
