@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from cogumi.errors import CogumiError
-from pipeline.local_teacher.options import FAULTS, TeacherOptions, parse_rates
+from cogumi.teacher_faults import FAULTS
+from pipeline.local_teacher.options import TeacherOptions, parse_rates
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
             retry_after_seconds=given.retry_after_seconds,
             models=tuple(filter(None, given.models.split(","))),
             require_key=given.require_key,
+            varied=given.varied,
+            gguf=given.gguf,
+            context=given.context,
         )
         from pipeline.local_teacher.server import serve
 
@@ -59,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retry-after-seconds", type=float, default=1.0, help="what the 429 fault asks")
     parser.add_argument("--models", default="", help="the only models that exist; default: any name")
     parser.add_argument("--require-key", default=None, help="refuse every other API key with 401")
+    parser.add_argument("--varied", action="store_true", help="put a scene before each written question")
+    parser.add_argument(
+        "--gguf", default=None, metavar="FILE_OR_NAME", help="a real model that answers instead"
+    )
+    parser.add_argument("--context", type=int, default=8192, help="tokens of prompt and answer for --gguf")
     parser.add_argument("--stop-with-stdin", action="store_true", help="end when standard input ends")
     return parser
 

@@ -12,13 +12,17 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from cogumi.errors import UsageError
+from cogumi.teacher_faults import CONTENT_FAULTS
 from evals.micro import corrupt as corrupt_answer
 from evals.micro import solve, write_question
 from pipeline.generation import prompts
-from pipeline.local_teacher.options import CONTENT_FAULTS, TeacherOptions
+from pipeline.local_teacher.options import TeacherOptions
+from pipeline.local_teacher.scenes import behind_scene, with_scene
+
+Finish = Literal["stop", "length", "refusal"]
 
 UNKNOWN = "I do not know."
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -44,6 +48,11 @@ class Ask:
     digest: str
     """Digest of the request's body: equal requests are answered equally."""
     cached_prefix: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """How a real model chooses its words; the micro answerer knows one answer only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,29 @@ class Reply:
     """What the model said, before it is put into a wire format."""
 
     text: str
-    finish: Literal["stop", "length", "refusal"] = "stop"
+    finish: Finish = "stop"
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class EndingError(Exception):
+    """The server ends before an answer was found; nothing is counted."""
+
+
+class Answers(Protocol):
+    """What stands behind the wire formats: the micro answerer, or a real model."""
+
+    def reply(self, ask: Ask) -> Reply:
+        """Answer one request, its tokens counted; raises ``UsageError`` for one that cannot be answered."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way, which then raises ``EndingError``."""
+        ...
 
 
 def count_tokens(text: str) -> int:
@@ -64,10 +95,15 @@ def share(*parts: object) -> float:
     return int.from_bytes(_digest(parts)[:8], "big") / 2**64
 
 
+def micro_question(options: TeacherOptions, text: str) -> str:
+    """Return the micro-domain question of a text: what stands behind its scene, if scenes are written."""
+    return behind_scene(text) if options.varied else text
+
+
 def is_wrong(options: TeacherOptions, model: str, domain: str, question: str) -> bool:
     """Tell whether this model answers this question wrongly: the rule that fixes its true accuracy."""
     rate = options.error_rates.get(domain, options.error_rate)
-    return share(options.seed, model, question) < rate
+    return share(options.seed, model, micro_question(options, question)) < rate
 
 
 def true_accuracy(options: TeacherOptions, model: str, domain: str, questions: Iterable[str]) -> float:
@@ -84,17 +120,29 @@ class Answerer:
 
     def reply(self, ask: Ask) -> Reply:
         """Answer one request; the content faults of the options are part of what this model is like."""
+        text, finish = self._said(ask)
+        prompt = sum(len(turn) for _, turn in ask.messages) + len(ask.system)
+        return Reply(text, finish, max(1, -(-prompt // 4)), count_tokens(text))
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens that the teacher bills for a text."""
+        return count_tokens(text)
+
+    def close(self) -> None:
+        """Nothing is under way for longer than a moment."""
+
+    def _said(self, ask: Ask) -> tuple[str, Finish]:
         fault = self._content_fault(ask)
         if fault == "refusal":
-            return Reply(REFUSAL, "refusal")
+            return REFUSAL, "refusal"
         if fault == "empty":
-            return Reply("")
+            return "", "stop"
         text = self._text(ask, fault)
         if fault == "truncated":
-            return Reply(text[: len(text) // 2], "length")
+            return text[: len(text) // 2], "length"
         if count_tokens(text) > ask.max_tokens:
-            return Reply(text[: ask.max_tokens * 4], "length")
-        return Reply(text)
+            return text[: ask.max_tokens * 4], "length"
+        return text, "stop"
 
     def _text(self, ask: Ask, fault: str | None) -> str:
         first = ask.messages[0][1]
@@ -106,19 +154,39 @@ class Answerer:
             questions = self._write(ask, writer["domain"], writer["difficulty"], count)
             if fault == "duplicate" and len(questions) > 1:
                 questions[-1] = questions[0]
+            if fault == "near_duplicate" and len(questions) > 1:
+                questions[-1] = self._reworded(questions)
             return json.dumps(questions)
         if judged := _JUDGED.search(first):
-            return self._judge(ask.model, judged["question"], repaired)
+            return self._judge(ask.model, micro_question(self._options, judged["question"]), repaired)
         if "[CRITIQUE]" in ask.system and "<thinking>" in ask.system:
-            return self._hard(ask.model, first.strip(), repaired)
-        return self._answer(ask.model, first.strip())[0]
+            return self._hard(ask.model, self._question(first), repaired)
+        return self._answer(ask.model, self._question(first))[0]
 
     def _write(self, ask: Ask, domain: str, difficulty: str, count: int) -> list[str]:
         rng = random.Random(_digest((self._options.seed, "write", ask.digest)))
         try:
+            if self._options.varied:
+                return [with_scene(write_question(domain, difficulty, rng), rng) for _ in range(count)]
             return [write_question(domain, difficulty, rng) for _ in range(count)]
         except UsageError:
             return []
+
+    def _reworded(self, questions: list[str]) -> str:
+        """Return the first question with one word exchanged, as early as it can still be answered."""
+        words = questions[0].split(" ")
+        for at, word in enumerate(words):
+            for other in questions[1:]:
+                rest = other.split(" ")
+                if len(rest) > at and rest[at] != word and _marks(rest[at]) == _marks(word):
+                    changed = " ".join([*words[:at], rest[at], *words[at + 1 :]])
+                    if solve(micro_question(self._options, changed)) is not None:
+                        return changed
+        # All written questions agree wherever a word may change.
+        return questions[0]
+
+    def _question(self, text: str) -> str:
+        return micro_question(self._options, text.strip())
 
     def _judge(self, model: str, question: str, repaired: bool) -> str:
         low = self._share("judge", model, question)
@@ -159,6 +227,11 @@ class Answerer:
 
     def _share(self, *parts: object) -> float:
         return share(self._options.seed, *parts)
+
+
+def _marks(word: str) -> str:
+    """Return what is no letter and no digit, so that a word is exchanged and its comma stays."""
+    return "".join(char for char in word if not char.isalnum())
 
 
 def _digest(parts: Iterable[object]) -> bytes:

@@ -5,8 +5,12 @@ Written after docs.anthropic.com/en/api. Not covered: streaming, tools, images, 
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import time
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +18,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pipeline.local_teacher.answers import Ask, Reply, count_tokens
+from pipeline.local_teacher.answers import Ask, Reply
+from pipeline.local_teacher.batch_work import Outcome, Worked, work
 from pipeline.local_teacher.state import short_digest
-from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, page_limit, plain_text
+from pipeline.local_teacher.wire import (
+    Service,
+    WireError,
+    conversation,
+    json_body,
+    number,
+    page_limit,
+    plain_text,
+)
 
 MESSAGES = "/v1/messages"
 BATCH_REQUESTS = 100_000  # docs.anthropic.com, batch processing: requests a batch may hold
@@ -63,8 +76,7 @@ class AnthropicApi:
     async def message(self, request: Request) -> Response:
         """Answer one message."""
         ask = self._ask(await json_body(request))
-        await self._service.think(request)
-        message, entry = self._complete(ask, None)
+        message, entry = self._complete(ask, await self._service.think(request, ask), None)
         self._service.state.answered([entry])
         return JSONResponse(message)
 
@@ -87,13 +99,7 @@ class AnthropicApi:
             "created": time.time(),
             "status": "in_progress",
             "input_file_id": file["id"],
-            "counts": {
-                "processing": len(requests),
-                "succeeded": 0,
-                "errored": 0,
-                "canceled": 0,
-                "expired": 0,
-            },
+            "counts": _counts(len(requests), Counter()),
             "output_file_id": None,
             "ended": None,
         }
@@ -134,36 +140,46 @@ class AnthropicApi:
         """Cancel a batch that is not finished: all of its requests end as canceled."""
         batch = self._known(request.path_params["id"])
         if batch["status"] == "in_progress":
-            lines = self._lines(batch)
-            rows = [{"custom_id": line["custom_id"], "result": {"type": "canceled"}} for line in lines]
-            self._end(batch, rows, [])
+            outcome = Outcome()
+            for line in self._lines(batch):
+                row = {"custom_id": line["custom_id"], "result": {"type": "canceled"}}
+                outcome.add(Worked("canceled", row, None))
+            self._end(batch, outcome)
         return JSONResponse(_public(batch, request))
 
     def _process(self, batch: dict[str, Any]) -> None:
-        if self._known(batch["id"])["status"] != "in_progress":
+        state, batch_id = self._service.state, str(batch["id"])
+        if self._known(batch_id)["status"] != "in_progress":
             return
-        lines = self._lines(batch)
-        stop = len(lines) // 2 if self._service.happens("batch_expire", batch["id"]) else len(lines)
-        rows, entries = [], []
-        for index, line in enumerate(lines):
-            result: dict[str, Any] = {"type": "expired"}
-            if index < stop:
-                result, entry = self._one_of_batch(line["params"], batch["id"])
-                entries += [entry] if entry else []
-            rows.append({"custom_id": line["custom_id"], "result": result})
-        self._end(batch, rows, entries)
+        total = sum(batch["counts"].values())
+        stop = total // 2 if self._service.happens("batch_expire", batch_id) else total
 
-    def _end(self, batch: dict[str, Any], rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        state = self._service.state
-        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        file = state.save_file(content, filename=f"{batch['id']}_results.jsonl", purpose="batch_output")
-        if not state.has_answered_batch(batch["id"]):
-            state.answered(entries)
-        kinds = [row["result"]["type"] for row in rows]
-        counts = {kind: kinds.count(kind) for kind in ("succeeded", "errored", "canceled", "expired")}
-        batch |= {"counts": {"processing": 0, **counts}, "output_file_id": file["id"]}
-        batch |= {"status": "ended", "ended": time.time()}
+        def answer(index: int, line: dict[str, Any]) -> Worked:
+            result: dict[str, Any] = {"type": "expired"}
+            entry = None
+            if index < stop:
+                result, entry = self._one_of_batch(line["params"], batch_id)
+            row = {"custom_id": line["custom_id"], "result": result}
+            return Worked(result["type"], row, entry)
+
+        def tell(kinds: Counter[str]) -> bool:
+            state.count_batch(batch_id, _counts(total, kinds))
+            return bool(self._known(batch_id)["status"] == "in_progress")
+
+        outcome = work(state, batch_id, self._lines(batch), answer, tell)
+        if outcome is not None and self._known(batch_id)["status"] == "in_progress":
+            self._end(batch, outcome)
+
+    def _end(self, batch: dict[str, Any], outcome: Outcome) -> None:
+        state, batch_id = self._service.state, str(batch["id"])
+        name = f"{batch_id}_results.jsonl"
+        file = state.save_file(outcome.content(), filename=name, purpose="batch_output")
+        if not state.has_answered_batch(batch_id):
+            state.answered(outcome.entries)
+        counts = _counts(sum(batch["counts"].values()), outcome.counts())
+        batch |= {"counts": counts, "output_file_id": file["id"], "status": "ended", "ended": time.time()}
         state.save_batch(batch)
+        state.partial(batch_id).unlink(missing_ok=True)
 
     def _one_of_batch(
         self, params: dict[str, Any], batch_id: str
@@ -172,14 +188,14 @@ class AnthropicApi:
             ask = self._ask(params)
             if self._service.happens("batch_error", ask.digest):
                 raise WireError(500, "Injected fault in a batch.")
+            message, entry = self._complete(ask, self._service.reply(ask), batch_id)
         except WireError as error:
             return {"type": "errored", "error": _error_body(error)}, None
-        message, entry = self._complete(ask, batch_id)
         return {"type": "succeeded", "message": message}, entry
 
-    def _lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        content = self._service.state.content(batch["input_file_id"]).decode()
-        return [json.loads(line) for line in content.splitlines()]
+    def _lines(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        content = io.BytesIO(self._service.state.content(batch["input_file_id"]))
+        return (json.loads(line) for line in content)
 
     def _ask(self, body: dict[str, Any]) -> Ask:
         model, limit = body.get("model"), body.get("max_tokens")
@@ -199,19 +215,22 @@ class AnthropicApi:
             max_tokens=limit,
             digest=short_digest(body),
             cached_prefix=_cached_prefix(system),
+            temperature=number(body, "temperature", 1),
+            top_p=number(body, "top_p", 1),
+            stop=tuple(map(str, body.get("stop_sequences") or ())),
         )
 
-    def _complete(self, ask: Ask, batch_id: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        reply = self._service.answerer.reply(ask)
+    def _complete(
+        self, ask: Ask, reply: Reply, batch_id: str | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         request_id = f"msg_{ask.digest}"
         prefix = ask.cached_prefix
-        cached = count_tokens(prefix) if prefix else 0
+        cached = self._service.answerer.count(prefix) if prefix else 0
         written = read = 0
         if prefix and cached >= CACHE_MINIMUM_TOKENS:
-            first = self._service.state.writes_cache(ask.model, short_digest(prefix), request_id)
+            first = self._service.state.writes_cache(ask.model, _prefix_digest(prefix), request_id)
             written, read = (cached, 0) if first else (0, cached)
-        rest = count_tokens(ask.system + "".join(text for _, text in ask.messages)) - written - read
-        output = count_tokens(reply.text)
+        rest, output = max(0, reply.input_tokens - written - read), reply.output_tokens
         message = {
             "id": request_id,
             "type": "message",
@@ -228,7 +247,7 @@ class AnthropicApi:
             },
         }
         entry = {"id": request_id, "endpoint": MESSAGES, "model": ask.model, "batch": batch_id}
-        mark = short_digest(prefix) if prefix and written else None
+        mark = _prefix_digest(prefix) if prefix and written else None
         return message, {**entry, "input": rest + written + read, "output": output, "prefix": mark}
 
     def _known(self, batch_id: str) -> dict[str, Any]:
@@ -246,6 +265,17 @@ def error_response(error: WireError) -> JSONResponse:
 def _error_body(error: WireError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
+
+
+@functools.lru_cache(maxsize=64)
+def _prefix_digest(prefix: str) -> str:
+    # Thousands of requests share one prefix, and hashing 5 KB takes longer than the answer.
+    return short_digest(prefix)
+
+
+def _counts(total: int, kinds: Counter[str]) -> dict[str, int]:
+    found = {kind: kinds[kind] for kind in ("succeeded", "errored", "canceled", "expired")}
+    return {"processing": total - sum(found.values()), **found}
 
 
 def _content(reply: Reply) -> list[dict[str, str]]:

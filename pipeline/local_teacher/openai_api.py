@@ -5,20 +5,25 @@ Written after platform.openai.com/docs/api-reference. Not covered: streaming, to
 
 from __future__ import annotations
 
+import asyncio
 import email.parser
 import email.policy
+import io
 import json
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pipeline.local_teacher.answers import REFUSAL, Ask, Reply, count_tokens
+from pipeline.local_teacher.answers import REFUSAL, Ask, Reply
+from pipeline.local_teacher.batch_work import Worked, work
 from pipeline.local_teacher.options import MODELS
 from pipeline.local_teacher.state import short_digest
-from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, page_limit
+from pipeline.local_teacher.wire import Service, WireError, conversation, json_body, number, page_limit
 
 CHAT = "/v1/chat/completions"
 BATCH_REQUESTS = 50_000  # platform.openai.com/docs/guides/batch: requests a batch file may hold
@@ -59,14 +64,14 @@ class OpenAIApi:
     async def chat(self, request: Request) -> Response:
         """Answer one chat completion."""
         ask = self._ask(await json_body(request))
-        await self._service.think(request)
-        completion, entry = self._complete(ask, None)
+        completion, entry = self._complete(ask, await self._service.think(request, ask), None)
         self._service.state.answered([entry])
         return JSONResponse(completion)
 
     async def models(self, request: Request) -> Response:
         """List the models."""
-        names = self._service.options.models or MODELS
+        options = self._service.options
+        names = options.models or ((options.gguf,) if options.gguf else MODELS)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "local"} for name in names]
         return JSONResponse({"object": "list", "data": data})
 
@@ -95,7 +100,9 @@ class OpenAIApi:
         if body.get("endpoint") != CHAT or body.get("completion_window") != "24h":
             raise WireError(400, f"Only endpoint {CHAT} and completion_window 24h are supported.")
         file = self._known_file(str(body.get("input_file_id")))
-        lines = _parse_lines(self._service.state.content(file["id"]))
+        content = self._service.state.content(file["id"])
+        # In a thread: reading tens of megabytes would hold every other answer up.
+        total = await asyncio.to_thread(lambda: sum(1 for _ in _parse_lines(content)))
         now = time.time()
         batch = {
             "id": self._service.state.new_batch_id("batch", [file["id"], body.get("metadata")]),
@@ -104,7 +111,7 @@ class OpenAIApi:
             "status": "in_progress",
             "input_file_id": file["id"],
             "metadata": body.get("metadata"),
-            "counts": {"total": len(lines), "completed": 0, "failed": 0},
+            "counts": {"total": total, "completed": 0, "failed": 0},
             "output_file_id": None,
             "error_file_id": None,
             "ended": None,
@@ -139,37 +146,41 @@ class OpenAIApi:
         return JSONResponse(_public(batch))
 
     def _process(self, batch: dict[str, Any]) -> None:
-        state = self._service.state
-        if self._known_batch(batch["id"])["status"] == "cancelled":
+        state, batch_id = self._service.state, str(batch["id"])
+        if self._known_batch(batch_id)["status"] == "cancelled":
             return
-        lines = _parse_lines(state.content(batch["input_file_id"]))
-        expired = self._service.happens("batch_expire", batch["id"])
-        stop = len(lines) // 2 if expired else len(lines)
-        outputs: list[dict[str, Any]] = []
-        errors: list[dict[str, Any]] = []
-        entries: list[dict[str, Any]] = []
-        for index, line in enumerate(lines):
-            head = {"id": f"batch_req_{short_digest([batch['id'], index])}", "custom_id": line["custom_id"]}
+        total = int(batch["counts"]["total"])
+        expired = self._service.happens("batch_expire", batch_id)
+        stop = total // 2 if expired else total
+
+        def answer(index: int, line: dict[str, Any]) -> Worked:
+            head = {"id": f"batch_req_{short_digest([batch_id, index])}", "custom_id": line["custom_id"]}
             if index >= stop:
                 gone = {"code": "batch_expired", "message": "This request could not be executed in time."}
-                errors.append({**head, "response": None, "error": gone})
-                continue
-            status, body, entry = self._one_of_batch(line, batch["id"])
-            row = {**head, "response": {"status_code": status, "request_id": head["id"], "body": body}}
-            (outputs if status == 200 else errors).append({**row, "error": None})
-            entries += [entry] if entry else []
-        for name, rows in (("output", outputs), ("error", errors)):
-            if rows:
-                content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-                file = state.save_file(
-                    content, filename=f"{batch['id']}_{name}.jsonl", purpose="batch_output"
-                )
+                return Worked("expired", {**head, "response": None, "error": gone}, None)
+            status, body, entry = self._one_of_batch(line, batch_id)
+            response = {"status_code": status, "request_id": head["id"], "body": body}
+            kind = "succeeded" if status == 200 else "errored"
+            return Worked(kind, {**head, "response": response, "error": None}, entry)
+
+        def tell(kinds: Counter[str]) -> bool:
+            state.count_batch(batch_id, _counts(total, kinds))
+            return bool(self._known_batch(batch_id)["status"] == "in_progress")
+
+        requests = _parse_lines(state.content(batch["input_file_id"]))
+        outcome = work(state, batch_id, requests, answer, tell)
+        if outcome is None or self._known_batch(batch_id)["status"] == "cancelled":
+            return
+        for name, kinds in (("output", ("succeeded",)), ("error", ("errored", "expired"))):
+            if content := outcome.content(*kinds):
+                file = state.save_file(content, filename=f"{batch_id}_{name}.jsonl", purpose="batch_output")
                 batch[f"{name}_file_id"] = file["id"]
-        if not state.has_answered_batch(batch["id"]):
-            state.answered(entries)
-        batch["counts"] = {"total": len(lines), "completed": len(outputs), "failed": len(errors)}
+        if not state.has_answered_batch(batch_id):
+            state.answered(outcome.entries)
+        batch["counts"] = _counts(total, outcome.counts())
         batch |= {"status": "expired" if expired else "completed", "ended": time.time()}
         state.save_batch(batch)
+        state.partial(batch_id).unlink(missing_ok=True)
 
     def _one_of_batch(
         self, line: dict[str, Any], batch_id: str
@@ -178,9 +189,9 @@ class OpenAIApi:
             ask = self._ask(line["body"])
             if self._service.happens("batch_error", ask.digest):
                 raise WireError(500, "Injected fault in a batch.")
+            completion, entry = self._complete(ask, self._service.reply(ask), batch_id)
         except WireError as error:
             return error.status, _error_body(error), None
-        completion, entry = self._complete(ask, batch_id)
         return 200, completion, entry
 
     def _ask(self, body: dict[str, Any]) -> Ask:
@@ -190,6 +201,7 @@ class OpenAIApi:
         self._service.check_model(model)
         pairs = conversation(body.get("messages"))
         limit = body.get("max_completion_tokens", body.get("max_tokens", 4096))
+        stop = body.get("stop") or ()
         if type(limit) is not int or limit < 1:
             raise WireError(400, "max_tokens must be a whole number of at least 1.")
         return Ask(
@@ -198,12 +210,16 @@ class OpenAIApi:
             messages=tuple(pair for pair in pairs if pair[0] != "system") or (("user", ""),),
             max_tokens=limit,
             digest=short_digest(body),
+            temperature=number(body, "temperature", 2),
+            top_p=number(body, "top_p", 1),
+            seed=body["seed"] if isinstance(body.get("seed"), int) else None,
+            stop=(stop,) if isinstance(stop, str) else tuple(map(str, stop)),
         )
 
-    def _complete(self, ask: Ask, batch_id: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        reply = self._service.answerer.reply(ask)
-        prompt = count_tokens(ask.system + "".join(text for _, text in ask.messages))
-        completion = count_tokens(reply.text)
+    def _complete(
+        self, ask: Ask, reply: Reply, batch_id: str | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompt, completion = reply.input_tokens, reply.output_tokens
         document = {
             "id": f"chatcmpl-{ask.digest}",
             "object": "chat.completion",
@@ -273,23 +289,29 @@ def _public(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parse_lines(content: bytes) -> list[dict[str, Any]]:
-    lines = []
-    for number, text in enumerate(content.decode("utf-8", "replace").split("\n"), start=1):
+def _counts(total: int, kinds: Counter[str]) -> dict[str, int]:
+    return {"total": total, "completed": kinds["succeeded"], "failed": kinds["errored"] + kinds["expired"]}
+
+
+def _parse_lines(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the requests of a batch file one by one; raises 400 where one, or all together, are not valid."""
+    seen: set[str] = set()
+    for at, text in enumerate(io.BytesIO(content), start=1):
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode("utf-8", "replace"))
             if line["method"] != "POST" or line["url"] != CHAT or not isinstance(line["body"], dict):
                 raise ValueError("method, url or body")
-            lines.append({"custom_id": str(line["custom_id"]), "body": line["body"]})
+            found: dict[str, Any] = {"custom_id": str(line["custom_id"]), "body": line["body"]}
         except (ValueError, KeyError, TypeError):
-            raise WireError(400, f"Line {number} of the batch file is no valid batch request.") from None
-    if not lines or len(lines) > BATCH_REQUESTS:
-        raise WireError(400, f"A batch file holds 1 to {BATCH_REQUESTS} requests; this one has {len(lines)}.")
-    if len({line["custom_id"] for line in lines}) != len(lines):
-        raise WireError(400, "The custom_id of each request in a batch must be unique.")
-    return lines
+            raise WireError(400, f"Line {at} of the batch file is no valid batch request.") from None
+        if found["custom_id"] in seen:
+            raise WireError(400, "The custom_id of each request in a batch must be unique.")
+        seen.add(found["custom_id"])
+        yield found
+    if not 1 <= len(seen) <= BATCH_REQUESTS:
+        raise WireError(400, f"A batch file holds 1 to {BATCH_REQUESTS} requests; this one has {len(seen)}.")
 
 
 def _multipart(content_type: str, body: bytes) -> dict[str, tuple[bytes, str | None]]:

@@ -7,18 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogumi.errors import UsageError, nearest
+from cogumi.teacher_faults import CONTENT_FAULTS, FAULTS
 
 MODELS = ("deepseek-chat", "llama-3.1-405b-instruct", "gpt-4o-mini", "gpt-4", "claude-sonnet-4")
 """What ``/v1/models`` lists when no models are named; then every model name is served."""
 
 READY = "local teacher ready at "
 """What the process prints before its address, once it answers."""
-
-STATUS_FAULTS = ("402", "403", "429", "500", "529")
-TRANSPORT_FAULTS = (*STATUS_FAULTS, "drop", "stall")
-CONTENT_FAULTS = ("truncated", "refusal", "wrong_count", "duplicate", "empty")
-BATCH_FAULTS = ("batch_error", "batch_expire")
-FAULTS = (*TRANSPORT_FAULTS, *CONTENT_FAULTS, *BATCH_FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +39,24 @@ class TeacherOptions:
     models: Sequence[str] = ()
     """The only models that exist; none named means that any name is served."""
     require_key: str | None = None
+    varied: bool = False
+    """Put a scene before every written question, so that no two are near duplicates."""
+    gguf: str | None = None
+    """GGUF file, or a model as ``cogumi eval`` names it, that answers in place of the micro answerer."""
+    context: int = 8192
+    """Tokens of prompt and answer that ``gguf`` is given; cut to what it was trained for."""
 
     def __post_init__(self) -> None:
         for name in self.faults:
             if name not in FAULTS:
                 raise UsageError(f"--faults: no fault {name!r}{nearest(name, list(FAULTS))}")
+        made_up = [name for name in CONTENT_FAULTS if name in self.faults] + ["varied"] * self.varied
+        if self.gguf is not None and made_up:
+            raise UsageError(
+                f"{made_up[0]}: a real model answers (--gguf) and says what it says; leave it out"
+            )
+        if self.context < 1:
+            raise UsageError(f"--context: {self.context} tokens hold no prompt; leave it out for 8192")
         rates = {
             "--error-rate": self.error_rate,
             "--judge-reject-rate": self.judge_reject_rate,
@@ -75,6 +83,10 @@ class TeacherOptions:
             words += ["--models", ",".join(self.models)]
         if self.require_key is not None:
             words += ["--require-key", self.require_key]
+        if self.varied:
+            words += ["--varied"]
+        if self.gguf is not None:
+            words += ["--gguf", self.gguf, "--context", str(self.context)]
         return words
 
 

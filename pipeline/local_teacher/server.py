@@ -9,15 +9,18 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cogumi.errors import RunError
-from pipeline.local_teacher.answers import Answerer
+from cogumi.workspace import Workspace
+from pipeline.local_teacher.answers import Answerer, Answers
 from pipeline.local_teacher.anthropic_api import AnthropicApi
 from pipeline.local_teacher.openai_api import OpenAIApi
 from pipeline.local_teacher.options import READY, TeacherOptions
@@ -27,7 +30,7 @@ from pipeline.local_teacher.wire import Service
 
 def create_app(options: TeacherOptions) -> Starlette:
     """Return the ASGI application: both wire formats, ``/counters`` and ``/health``."""
-    service = Service(options, TeacherState(options.state), Answerer(options))
+    service = Service(options, TeacherState(options.state), _answerer(options))
     apis = (OpenAIApi(service), AnthropicApi(service))
 
     @contextlib.asynccontextmanager
@@ -35,6 +38,7 @@ def create_app(options: TeacherOptions) -> Starlette:
         for api in apis:
             api.resume()
         yield
+        await asyncio.to_thread(service.answerer.close)
 
     async def counters(request: Request) -> JSONResponse:
         return JSONResponse(service.state.counters(ids="ids" in request.query_params))
@@ -44,6 +48,45 @@ def create_app(options: TeacherOptions) -> Starlette:
 
     own = [Route("/counters", counters), Route("/health", health)]
     return Starlette(routes=[*own, *(route for api in apis for route in api.routes())], lifespan=lifespan)
+
+
+def _answerer(options: TeacherOptions) -> Answers:
+    if options.gguf is None:
+        return Answerer(options)
+    from pipeline.local_teacher.gguf_answerer import GgufAnswerer, find_gguf
+
+    return GgufAnswerer(find_gguf(options.gguf, Workspace.find(None)), options.context)
+
+
+class _GatheringTransport:
+    """Sends what is written within one turn of the loop at once: an answer's head and body are one packet."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        data, self._waiting = b"".join(self._waiting), []
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Protocol(H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
 
 
 class _Server(uvicorn.Server):
@@ -71,6 +114,7 @@ def serve(options: TeacherOptions, *, host: str, port: int, stop_with_stdin: boo
     """Serve until SIGTERM, or until standard input ends; raises ``RunError`` when the port is taken."""
     config = uvicorn.Config(
         create_app(options),
+        http=_Protocol,
         log_level="critical",
         access_log=False,
         timeout_graceful_shutdown=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -15,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from pipeline.local_teacher.answers import Answerer, share
-from pipeline.local_teacher.options import STATUS_FAULTS, TRANSPORT_FAULTS, TeacherOptions
+from cogumi.errors import CogumiError
+from cogumi.teacher_faults import STATUS_FAULTS, TRANSPORT_FAULTS
+from pipeline.local_teacher.answers import Answers, Ask, EndingError, Reply, share
+from pipeline.local_teacher.options import TeacherOptions
 from pipeline.local_teacher.state import TeacherState
 
 
@@ -40,6 +43,14 @@ class DroppedResponse(Response):
         await send({"type": "http.response.body", "body": b'{"id": "'})
 
 
+class GarbageResponse(Response):
+    """A whole answer with status 200 whose JSON ends in its middle, as a proxy in between may send it."""
+
+    def __init__(self) -> None:
+        super().__init__(b'{"id": "garbage", "object": "chat.completion", "choices": [{"index": 0, "mess')
+        self.headers["content-type"] = "application/json"
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 Shape = Callable[[WireError], JSONResponse]
 
@@ -50,7 +61,8 @@ class Service:
 
     options: TeacherOptions
     state: TeacherState
-    answerer: Answerer
+    answerer: Answers
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _attempts: Counter[str] = field(default_factory=Counter)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -65,6 +77,8 @@ class Service:
                 return dropped or await handler(request)
             except WireError as error:
                 return shape(error)
+            except EndingError:
+                return shape(WireError(503, "The server is shutting down."))
 
         return run
 
@@ -73,10 +87,29 @@ class Service:
         if self.options.models and model not in self.options.models:
             raise WireError(404, f"The model `{model}` does not exist or you do not have access to it.")
 
-    async def think(self, request: Request) -> None:
-        """Take the set latency; a request whose client left meanwhile is not answered, and not counted."""
+    async def think(self, request: Request, ask: Ask) -> Reply:
+        """Answer after the set latency; who left meanwhile gets no answer, and none is counted."""
         if self.options.latency_ms:
             await asyncio.sleep(self.options.latency_ms / 1000)
+        if self.options.gguf is None:
+            await self._raise_if_gone(request)
+            return self.reply(ask)
+        # A model reads one prompt at a time; who waits longest comes next, and who left is not read.
+        async with self._turn:
+            await self._raise_if_gone(request)
+            reply = await asyncio.to_thread(self.reply, ask)
+        await self._raise_if_gone(request)
+        return reply
+
+    def reply(self, ask: Ask) -> Reply:
+        """Answer one request, of a batch or not; raises 400 for one that cannot be answered."""
+        try:
+            return self.answerer.reply(ask)
+        except CogumiError as error:
+            raise WireError(400, str(error)) from None
+
+    @staticmethod
+    async def _raise_if_gone(request: Request) -> None:
         if await request.is_disconnected():
             raise WireError(499, "The client closed the connection.")
 
@@ -96,7 +129,9 @@ class Service:
 
         async def process() -> None:
             await asyncio.sleep(self.options.batch_delay)
-            await asyncio.to_thread(run, batch)
+            # One that the server's end cut off is taken up at the next start.
+            with contextlib.suppress(EndingError):
+                await asyncio.to_thread(run, batch)
 
         task = asyncio.get_running_loop().create_task(process())
         self._tasks.add(task)
@@ -118,6 +153,8 @@ class Service:
         for fault in TRANSPORT_FAULTS:
             if not self.happens(fault, what):
                 continue
+            if fault == "garbage":
+                return GarbageResponse()
             if fault == "drop":
                 return DroppedResponse()
             if fault == "stall":
@@ -138,6 +175,16 @@ async def json_body(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WireError(400, "The body of a request must be a JSON object.")
     return value
+
+
+def number(body: Mapping[str, Any], name: str, most: float) -> float | None:
+    """Return an optional number from 0 to ``most`` of a request's body; raises 400 for anything else."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise WireError(400, f"{name}: a number from 0 to {most:g} is expected.")
+    return float(value)
 
 
 def page_limit(request: Request) -> int:
