@@ -10,7 +10,7 @@ from pipeline.generation import answers, merge, questions, validate
 STAGES: tuple[Stage[Any], ...] = (
     Stage(
         name="generation.questions",
-        version=1,
+        version=2,
         title="Questions for every domain and difficulty",
         settings=questions.QuestionSettings,
         run=questions.run,
@@ -18,7 +18,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage(
         name="generation.validate",
-        version=1,
+        version=2,
         title="A judge's scores, and replacements for what it drops",
         settings=validate.ValidateSettings,
         run=validate.run,
@@ -27,7 +27,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage(
         name="generation.answers_easy",
-        version=1,
+        version=2,
         title="Direct answers to the easy questions",
         settings=answers.AnswerSettings,
         run=answers.run_easy,
@@ -36,7 +36,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage(
         name="generation.answers_hard",
-        version=1,
+        version=2,
         title="Draft, critique and revision for the hard questions",
         settings=answers.AnswerSettings,
         run=answers.run_hard,
@@ -45,7 +45,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage(
         name="generation.merge",
-        version=1,
+        version=2,
         title="One training file in the plan's format, with its card",
         settings=merge.MergeSettings,
         run=merge.run,

@@ -6,7 +6,8 @@ cell's reserve takes its place, so that quotas stay exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -14,8 +15,9 @@ from pydantic import Field
 from cogumi.errors import RunError
 from cogumi.stage import StageContext, StageResult
 from cogumi.teachers import Message, TeacherRequest
+from evals.lint.duplicates import tokens_of
 from pipeline.generation import prompts
-from pipeline.generation.asking import Asker, Bill, CallSettings, teacher
+from pipeline.generation.asking import Asker, CallSettings, Mode, shown, teacher, total_cost
 from pipeline.generation.few_shot import HARD_SYSTEM
 from pipeline.generation.prompts import HardAnswer
 from pipeline.generation.records import (
@@ -30,7 +32,6 @@ from pipeline.generation.records import (
     cell_of,
     counts_by_cell,
     read_rows,
-    total_cost,
     write_json,
     write_rows,
 )
@@ -42,7 +43,7 @@ class AnswerSettings(CallSettings):
     """Settings of the stages ``generation.answers_easy`` and ``generation.answers_hard``."""
 
     teacher: str
-    mode: Literal["batch", "live"] = "batch"
+    mode: Mode = "batch"
     max_tokens: int = Field(default=1024, ge=1)
     """An answer that reaches this is cut short, and never kept."""
     temperature: float | None = Field(default=None, ge=0)
@@ -51,17 +52,21 @@ class AnswerSettings(CallSettings):
 def run_easy(settings: AnswerSettings, ctx: StageContext) -> StageResult:
     """Answer the easy questions directly; rows are {question_id, answer}."""
 
-    def row_of(question: Row, answer: str) -> Row:
+    def row_of(question: Row, answer: str) -> Row | None:
+        if _repeats(question, answer):
+            return None
         return {"question_id": question["question_id"], "answer": answer}
 
     asker = _asker(settings, ctx, _plain, prompts.REPAIR_EASY)
-    return _answer(settings, ctx, asker, row_of, "easy", prompts.EASY_SYSTEM)
+    return _Answering(settings, ctx, asker, row_of, "easy", prompts.EASY_SYSTEM).run()
 
 
 def run_hard(settings: AnswerSettings, ctx: StageContext) -> StageResult:
     """Answer the hard questions by draft, critique and revision; rows have ``reasoning`` as well."""
 
-    def row_of(question: Row, answer: HardAnswer) -> Row:
+    def row_of(question: Row, answer: HardAnswer) -> Row | None:
+        if _repeats(question, answer.answer):
+            return None
         return {
             "question_id": question["question_id"],
             "answer": answer.answer,
@@ -69,106 +74,129 @@ def run_hard(settings: AnswerSettings, ctx: StageContext) -> StageResult:
         }
 
     asker = _asker(settings, ctx, prompts.parse_hard_answer, prompts.REPAIR_HARD)
-    return _answer(settings, ctx, asker, row_of, "hard", HARD_SYSTEM)
+    return _Answering(settings, ctx, asker, row_of, "hard", HARD_SYSTEM).run()
 
 
 def _plain(text: str) -> str | None:
     return text.strip() or None
 
 
+def _repeats(question: Row, answer: str) -> bool:
+    """Tell whether an answer is nothing but its question again."""
+    return tokens_of(answer) == tokens_of(question["question"])
+
+
 def _asker(
     settings: AnswerSettings, ctx: StageContext, parse: Callable[[str], Any], repair: str
 ) -> Asker[Any]:
-    config = teacher(ctx, settings.teacher)
-    return Asker(ctx, config, settings.options(settings.mode), parse, repair, Bill())
+    return Asker(ctx, teacher(ctx, settings.teacher), settings, settings.mode, parse, repair)
 
 
-def _answer(
-    settings: AnswerSettings,
-    ctx: StageContext,
-    asker: Asker[Any],
-    row_of: Callable[[Row, Any], Row],
-    difficulty: Literal["easy", "hard"],
-    system: str,
-) -> StageResult:
-    validated = ctx.inputs["validated"]
-    questions = _of(difficulty, read_rows(validated.file(VALIDATED), QUESTION_FIELDS))
-    reserve: dict[Cell, list[Row]] = {}
-    for row in _of(difficulty, read_rows(validated.file(RESERVE), QUESTION_FIELDS)):
-        reserve.setdefault(cell_of(row), []).append(row)
-    order = {
-        row["question_id"]: place
-        for place, row in enumerate([*questions, *(row for rows in reserve.values() for row in rows)])
-    }
-    answered: list[tuple[Row, Row]] = []
-    refused: list[Row] = []
-    pending = questions
+class _Answering:
+    """One walk over a difficulty's questions, its refused ones replaced from the reserve."""
 
-    def tell(done: int, total: int) -> None:
-        ctx.progress.update(done, total, answered=len(answered), refused=len(refused))
+    def __init__(
+        self,
+        settings: AnswerSettings,
+        ctx: StageContext,
+        asker: Asker[Any],
+        row_of: Callable[[Row, Any], Row | None],
+        difficulty: Literal["easy", "hard"],
+        system: str,
+    ) -> None:
+        self._settings = settings
+        self._ctx = ctx
+        self._asker = asker
+        self._row_of = row_of
+        self._difficulty = difficulty
+        self._system = system
+        self._answered: dict[str, Row] = {}
+        """By the question's id."""
+        self._refused: list[Row] = []
+        self._lacks: Counter[Cell] = Counter()
+        """Refused questions for which the reserve has no other."""
 
-    while pending:
-        requests = [_request(settings, row, system) for row in pending]
-        outcome = asker.ask(requests, tell)
+    def run(self) -> StageResult:
+        """Answer, write and account; raises ``RunError`` when the reserve of a cell does not suffice."""
+        validated = self._ctx.inputs["validated"]
+        questions = self._of(read_rows(validated.file(VALIDATED), QUESTION_FIELDS))
+        spare = self._of(read_rows(validated.file(RESERVE), QUESTION_FIELDS))
+        reserve: dict[Cell, list[Row]] = {}
+        for row in spare:
+            reserve.setdefault(cell_of(row), []).append(row)
+        pending, follow_up = questions, False
+        while pending:
+            failed = self._ask(pending, follow_up=follow_up)
+            self._refused.extend(failed)
+            pending, follow_up = self._replacements(failed, reserve), True
+        if self._lacks:
+            raise self._used_up()
+        return self._written([row for row in [*questions, *spare] if row["question_id"] in self._answered])
+
+    def _of(self, rows: list[Row]) -> list[Row]:
+        return [row for row in rows if row["difficulty"] == self._difficulty]
+
+    def _ask(self, rows: Sequence[Row], *, follow_up: bool) -> list[Row]:
+        """Ask for answers and return the rows that have no usable one."""
+        requests = [
+            TeacherRequest(
+                messages=(Message("user", row["question"]),),
+                max_tokens=self._settings.max_tokens,
+                system=self._system,
+                cache_system=True,
+                temperature=self._settings.temperature,
+            )
+            for row in rows
+        ]
         failed = []
-        for row, answer in zip(pending, outcome, strict=True):
-            if answer is None:
+        outcome = self._asker.ask(requests, self._tell, follow_up=follow_up)
+        for row, answer in zip(rows, outcome, strict=True):
+            made = None if answer is None else self._row_of(row, answer)
+            if made is None:
                 failed.append(row)
             else:
-                answered.append((row, row_of(row, answer)))
-        refused.extend(failed)
-        pending = _replacements(failed, reserve)
-    answered.sort(key=lambda pair: order[pair[0]["question_id"]])
-    rows = [row for _, row in answered]
-    write_rows(ctx.out / (ANSWERS_EASY if difficulty == "easy" else ANSWERS_HARD), rows)
-    write_rows(ctx.out / REFUSED, refused)
-    usage = [reply.usage for reply in asker.bill.replies]
-    facts = {
-        "rows": len(rows),
-        "cells": counts_by_cell(question for question, _ in answered),
-        "requests": len(asker.bill.replies),
-        "refused": len(refused),
-        "model": asker.config.model,
-        "mode": settings.mode,
-        "finish_reasons": asker.bill.finish_reasons(),
-        "input_tokens": sum(each.all_input_tokens for each in usage),
-        "cache_write_tokens": sum(each.cache_write_tokens for each in usage),
-        "cache_read_tokens": sum(each.cache_read_tokens for each in usage),
-        "output_tokens": sum(each.output_tokens for each in usage),
-        "cost_usd": total_cost(asker.bill.replies),
-        "simulated": asker.config.simulated,
-    }
-    write_json(ctx.out / STATS, facts)
-    return StageResult("dataset", facts, asker.bill.stats.metrics())
+                self._answered[row["question_id"]] = made
+        return failed
 
+    def _replacements(self, failed: Sequence[Row], reserve: dict[Cell, list[Row]]) -> list[Row]:
+        replacements = []
+        for row in failed:
+            cell = cell_of(row)
+            if reserve.get(cell):
+                replacements.append(reserve[cell].pop(0))
+            else:
+                self._lacks[cell] += 1
+        return replacements
 
-def _of(difficulty: str, rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["difficulty"] == difficulty]
-
-
-def _request(settings: AnswerSettings, row: Row, system: str) -> TeacherRequest:
-    return TeacherRequest(
-        messages=(Message("user", row["question"]),),
-        max_tokens=settings.max_tokens,
-        system=system,
-        cache_system=True,
-        temperature=settings.temperature,
-    )
-
-
-def _replacements(failed: list[Row], reserve: dict[Cell, list[Row]]) -> list[Row]:
-    replacements = []
-    short: dict[Cell, int] = {}
-    for row in failed:
-        cell = cell_of(row)
-        if reserve.get(cell):
-            replacements.append(reserve[cell].pop(0))
-        else:
-            short[cell] = short.get(cell, 0) + 1
-    if short:
-        account = ", ".join(f"{cell} lacks {count}" for cell, count in short.items())
-        raise RunError(
+    def _used_up(self) -> RunError:
+        account = ", ".join(f"{cell} lacks {count:,}" for cell, count in self._lacks.items())
+        return RunError(
             f"no usable answer after one repair request, and the reserve is used up: {account}; raise "
-            "`reserve` of the validation step or name another teacher"
+            "`reserve_share` of the validation step (the run then pays only for the new questions and "
+            "their answers) or name another teacher"
         )
-    return replacements
+
+    def _tell(self, done: int, total: int) -> None:
+        facts = shown(refused=len(self._refused), repaired=self._asker.repaired)
+        self._ctx.progress.update(done, total, **facts)
+
+    def _written(self, questions: Sequence[Row]) -> StageResult:
+        rows = (self._answered[row["question_id"]] for row in questions)
+        write_rows(self._ctx.out / (ANSWERS_EASY if self._difficulty == "easy" else ANSWERS_HARD), rows)
+        write_rows(self._ctx.out / REFUSED, self._refused)
+        bill, config = self._asker.bill, self._asker.config
+        facts = {
+            "rows": len(questions),
+            "cells": counts_by_cell(questions),
+            "requests": bill.replies,
+            "refused": len(self._refused),
+            "repaired": self._asker.repaired,
+            "model": config.model,
+            "mode": self._settings.mode,
+            "finish_reasons": bill.finish_reasons(),
+            **bill.tokens(),
+            "cost_usd": total_cost(bill),
+            "simulated": config.simulated,
+        }
+        write_json(self._ctx.out / STATS, facts)
+        return StageResult("dataset", facts, bill.stats.metrics())

@@ -7,140 +7,228 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cogumi.digest import file_sha256
 from cogumi.errors import RunError
 from cogumi.stage import Settings, StageContext, StageResult
-from evals.lint.duplicates import QuestionIndex
+from cogumi.store import Artifact, disk_error
+from evals.lint.tokens import Counts, find_tokenizer, token_counts
+from pipeline.generation.answers import REFUSED
+from pipeline.generation.card import PARQUET, README, STEPS, readme, token_facts
 from pipeline.generation.leaks import LeakCheck
+from pipeline.generation.measured import Measured, Yardstick, measure
 from pipeline.generation.records import (
     ANSWERS_EASY,
     ANSWERS_HARD,
-    QUESTION_FIELDS,
     RESERVE,
     TRAINING,
     VALIDATED,
     WRITER,
-    Row,
-    cell_of,
     cells_of,
-    counts_by_cell,
-    read_rows,
     write_json,
     write_rows,
 )
+from pipeline.generation.training_file import AnswerFile, Sources, each_row, merged_rows, write_parquet
 from pipeline.generation.writer import WriterSettings
 
 CARD = "card.json"
-_STEPS = ("questions", "validated", "answers_easy", "answers_hard")
+_ANSWERS = {"answers_easy": "easy", "answers_hard": "hard"}
+_NO_BENCHMARK = "no benchmark was named in leak_files, leak_tasks or leak_micro"
+_NO_PRICE = "the price of a teacher is not known"
+_COSTS = {
+    "validated": "usd_validation",
+    "answers_easy": "usd_answers_easy",
+    "answers_hard": "usd_answers_hard",
+}
+"""Inputs whose cost a gate knows, by the metric's name."""
 
 
 class MergeSettings(Settings):
-    """Settings of the stage ``generation.merge``: there is nothing to choose."""
+    """Settings of the stage ``generation.merge``."""
+
+    tokenizer: str | None = None
+    """What counts tokens: a folder, a tokenizer.json, a GGUF file, or a model's name; None is an estimate."""
 
 
 def run(settings: MergeSettings, ctx: StageContext) -> StageResult:
     """Write {question_id, domain, difficulty, question, answer, reasoning}, ``reasoning`` null for easy.
 
-    Raises ``RunError`` when a cell is not exactly full, or a question occurs twice or is held out.
+    The rows are written as JSONL, measured as they stand there, and only then written as Parquet and told of
+    in card.json and README.md. Raises ``RunError`` when a cell is not exactly full, or a row is malformed,
+    repeated or held out.
     """
+    counts, counted_by = _counter(settings.tokenizer)
     validated = ctx.inputs["validated"]
     origin: dict[str, Any] = json.loads(validated.file(WRITER).read_text(encoding="utf-8"))
-    questions = {
-        row["question_id"]: row
-        for name in (VALIDATED, RESERVE)
-        for row in read_rows(validated.file(name), QUESTION_FIELDS)
-    }
-    rows = _joined(questions, _answers(ctx))
-    _check_quotas(rows, origin["quotas"])
-    checks = _check_content(rows, WriterSettings.model_validate(origin["settings"]), ctx)
-    write_rows(ctx.out / TRAINING, rows)
-    facts = {
-        "rows": len(rows),
-        "cells": counts_by_cell(rows),
-        **checks,
-        "words": _words(rows),
-        "finish_reasons": {name: ctx.inputs[name].facts["finish_reasons"] for name in _STEPS},
-        "refused": {name: ctx.inputs[name].facts["refused"] for name in _STEPS[2:]},
-        "cost_usd": _costs(ctx),
-        "simulated": any(ctx.inputs[name].facts["simulated"] for name in _STEPS),
-    }
+    quotas = cells_of(origin["quotas"])
+    writer = WriterSettings.model_validate(origin["settings"])
+    total = sum(quotas.values())
+    file = ctx.out / TRAINING
+
+    sources = _write(ctx)
+    against = Yardstick(quotas, sources.wanted, writer.near_duplicate_threshold, _leaks(writer, ctx))
+    found = measure(
+        file, against, counts, lambda rows: ctx.progress.update(min(rows, total), total, unit="rows checked")
+    )
+    _refuse(found, against)
+    write_parquet(
+        file,
+        ctx.out / PARQUET,
+        lambda rows: ctx.progress.update(min(rows, total), total, unit="rows written"),
+    )
+    facts = _facts(ctx, found, against, sources, counted_by)
     write_json(ctx.out / CARD, facts)
+    _write_readme(ctx, facts)
     return StageResult("dataset", facts)
 
 
-def _answers(ctx: StageContext) -> list[Row]:
-    easy = read_rows(ctx.inputs["answers_easy"].file(ANSWERS_EASY), ("question_id", "answer"))
-    hard = read_rows(ctx.inputs["answers_hard"].file(ANSWERS_HARD), ("question_id", "answer", "reasoning"))
-    return [*({**row, "reasoning": None} for row in easy), *hard]
+def _counter(tokenizer: str | None) -> tuple[Counts, str]:
+    """Return what counts tokens and its name; the name holds no path of this machine."""
+    if tokenizer is None:
+        return token_counts(None)
+    path = find_tokenizer(tokenizer)
+    counts, _ = token_counts(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    return counts, f"the tokenizer {path.name} (sha256 {file_sha256(file)[:12]})"
 
 
-def _joined(questions: Mapping[str, Row], answers: list[Row]) -> list[Row]:
-    by_id: dict[str, Row] = {}
-    for answer in answers:
-        name = answer["question_id"]
-        if name not in questions:
-            raise RunError(f"merge: {name} is answered but is no validated question; make 1.3 and 1.4 again")
-        if name in by_id:
-            raise RunError(f"merge: {name} is answered twice; make 1.3 and 1.4 again")
-        question = questions[name]
-        if (answer["reasoning"] is None) != (question["difficulty"] == "easy"):
-            raise RunError(f"merge: {name} has an answer of the wrong difficulty; make 1.3 and 1.4 again")
-        by_id[name] = {
-            "question_id": name,
-            "domain": question["domain"],
-            "difficulty": question["difficulty"],
-            "question": question["question"],
-            "answer": answer["answer"],
-            "reasoning": answer["reasoning"],
-        }
-    return [by_id[name] for name in questions if name in by_id]
+def _write(ctx: StageContext) -> Sources:
+    validated = ctx.inputs["validated"]
+    answers = {
+        "easy": AnswerFile(ctx.inputs["answers_easy"].file(ANSWERS_EASY), ("question_id", "answer")),
+        "hard": AnswerFile(
+            ctx.inputs["answers_hard"].file(ANSWERS_HARD), ("question_id", "answer", "reasoning")
+        ),
+    }
+    refused = {
+        row["question_id"]
+        for name in _ANSWERS
+        for _, _, row in each_row(ctx.inputs[name].file(REFUSED), ("question_id",))
+    }
+    files = {validated.file(VALIDATED): True, validated.file(RESERVE): False}
+    sources = Sources()
+    try:
+        write_rows(ctx.out / TRAINING, merged_rows(files, refused, answers, sources))
+    finally:
+        for file in answers.values():
+            file.close()
+    return sources
 
 
-def _check_quotas(rows: list[Row], quotas: Mapping[str, Mapping[str, int]]) -> None:
-    wanted = {str(cell): quota for cell, quota in cells_of(quotas).items()}
-    found = counts_by_cell(rows)
-    wrong = [
-        f"{cell} has {found.get(cell, 0)} of {wanted.get(cell, 0)}"
-        for cell in sorted({*wanted, *found})
-        if found.get(cell, 0) != wanted.get(cell, 0)
-    ]
-    if wrong:
-        raise RunError(f"merge: quotas are not met: {', '.join(wrong)}; make 1.2 to 1.4 again")
-
-
-def _check_content(rows: list[Row], settings: WriterSettings, ctx: StageContext) -> dict[str, int]:
-    leaks = LeakCheck(
-        micro=settings.leak_micro,
-        files=settings.leak_files,
-        threshold=settings.leak_threshold,
+def _leaks(writer: WriterSettings, ctx: StageContext) -> LeakCheck | None:
+    if not (writer.leak_micro or writer.leak_files or writer.leak_tasks):
+        return None
+    return LeakCheck(
+        micro=writer.leak_micro,
+        files=writer.leak_files,
+        tasks=writer.leak_tasks,
+        threshold=writer.leak_threshold,
         data=ctx.data,
     )
-    index = QuestionIndex(settings.near_duplicate_threshold)
-    counts = {"duplicates": 0, "near_duplicates": 0, "leaks": 0}
-    for row in rows:
-        match = index.match(row["question"])
-        index.add(row["question"])
-        counts["duplicates"] += match == "exact"
-        counts["near_duplicates"] += match == "near"
-        counts["leaks"] += leaks.leaks(row["question"])
+
+
+def _refuse(found: Measured, against: Yardstick) -> None:
+    """Raise ``RunError`` for what no training file may hold, naming rows and the step that mends it."""
+    if found.schema_errors:
+        raise RunError(
+            f"merge: rows without the plan's form: {found.schema_errors} ({found.told('schema')}); make 1.2 "
+            "to 1.4 again"
+        )
+    if found.invalid:
+        raise RunError(
+            f"merge: answers that cannot be used: {found.invalid} ({found.told('answer')}); make 1.3 and 1.4 "
+            "again"
+        )
+    wrong = found.cells_off_quota(against.quotas)
+    if wrong:
+        raise RunError(f"merge: quotas are not met: {', '.join(wrong)}; make 1.2 to 1.4 again")
+    if found.missing or found.twice or found.unknown:
+        raise RunError(
+            f"merge: not every question is there exactly once: {found.told('missing')}; make 1.2 to 1.4 again"
+        )
+    counts = {
+        "duplicates": found.duplicates,
+        "near_duplicates": found.near_refused,
+        "leaks": found.leaks or 0,
+    }
     if any(counts.values()):
-        found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-        raise RunError(f"merge: the training rows hold {found}; make 1.1 and 1.2 again")
-    return counts
+        told = "; ".join(
+            f"{count} {name.replace('_', ' ')} ({found.told(name)})"
+            for name, count in counts.items()
+            if count
+        )
+        raise RunError(f"merge: the training rows hold {told}; make 1.1 and 1.2 again")
 
 
-def _words(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Return words of answers and reasoning per cell and the cell's share of all of them."""
-    words: dict[str, int] = {}
-    for row in rows:
-        name = str(cell_of(row))
-        count = len(row["answer"].split()) + len((row["reasoning"] or "").split())
-        words[name] = words.get(name, 0) + count
-    total = sum(words.values())
-    return {name: {"words": count, "share": round(count / total, 4)} for name, count in words.items()}
-
-
-def _costs(ctx: StageContext) -> dict[str, float | None]:
-    costs: dict[str, float | None] = {name: ctx.inputs[name].facts["cost_usd"] for name in _STEPS}
+def _facts(
+    ctx: StageContext, found: Measured, against: Yardstick, sources: Sources, counted_by: str
+) -> dict[str, Any]:
+    costs = {name: ctx.inputs[name].facts["cost_usd"] for name in STEPS}
     known = [cost for cost in costs.values() if cost is not None]
-    costs["total"] = round(math.fsum(known), 8) if len(known) == len(_STEPS) else None
-    return costs
+    metrics = found.metrics(against.quotas)
+    metrics |= {metric: costs[name] for name, metric in _COSTS.items() if costs[name] is not None}
+    unmeasured = {metric: _NO_PRICE for name, metric in _COSTS.items() if costs[name] is None}
+    if against.leaks is None:
+        unmeasured["benchmark_leaks"] = _NO_BENCHMARK
+    simulated = [name for name in STEPS if ctx.inputs[name].facts["simulated"]]
+    teachers = [row for name in STEPS for row in _teachers(name, ctx.inputs[name])]
+    return {
+        "rows": found.rows,
+        "cells": {str(cell): found.cells.get(cell, 0) for cell in against.quotas},
+        "quotas": {str(cell): quota for cell, quota in against.quotas.items()},
+        "duplicates": found.duplicates,
+        "near_duplicates": found.near_refused,
+        "leaks": found.leaks or 0,
+        "metrics": metrics,
+        "unmeasured": unmeasured,
+        "tokens": token_facts(found, counted_by),
+        "judge_scores": {
+            name: {str(score): counts[score] for score in sorted(counts)}
+            for name, counts in sources.score_counts.items()
+        },
+        "dropped": _dropped(ctx.inputs["validated"]),
+        "finish_reasons": {name: ctx.inputs[name].facts["finish_reasons"] for name in STEPS},
+        "refused": {name: ctx.inputs[name].facts["refused"] for name in _ANSWERS},
+        "repaired": {name: ctx.inputs[name].facts["repaired"] for name in _ANSWERS},
+        "cost_usd": {**costs, "total": round(math.fsum(known), 8) if len(known) == len(costs) else None},
+        "models": dict(sorted(sources.models.items())),
+        "models_asked": sorted({*sources.models, *(row["model"] for row in teachers)}),
+        "teachers": teachers,
+        "simulated": bool(simulated),
+        "simulated_steps": simulated,
+        "simulated_costs": {metric: name in simulated for name, metric in _COSTS.items()},
+    }
+
+
+def _dropped(validated: Artifact) -> dict[str, int]:
+    """Return what writing and judging dropped; the writer's accounts go on through the refill of 1.2."""
+    accounts: Mapping[str, Mapping[str, int]] = json.loads(
+        validated.file(WRITER).read_text(encoding="utf-8")
+    )["accounts"]
+    dropped = {
+        name: sum(account[name] for account in accounts.values())
+        for name in ("duplicates", "near_duplicates", "leaks", "too_long")
+    }
+    return {**dropped, "judge": validated.facts["dropped"]}
+
+
+def _teachers(step: str, artifact: Artifact) -> list[dict[str, str]]:
+    """Return who was asked in a step, as its manifest has it."""
+    asked: Mapping[str, Mapping[str, Any]] = artifact.manifest["made_by"].get("teachers", {})
+    return [
+        {
+            "step": step,
+            "teacher": name,
+            "model": str(teacher["model"]),
+            "api": str(teacher["api"]),
+            "address": f"gguf:{teacher['gguf']}" if teacher.get("gguf") else str(teacher["base_url"] or ""),
+        }
+        for name, teacher in sorted(asked.items())
+    ]
+
+
+def _write_readme(ctx: StageContext, facts: Mapping[str, Any]) -> None:
+    path = ctx.out / README
+    try:
+        path.write_text(readme(facts), encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, path) from error

@@ -7,10 +7,10 @@ sends. Anything that changes here changes what is asked: raise the stages' versi
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.generation.topics import DOMAINS, STYLES
+from pipeline.generation.topics import DOMAINS, seeds_of
 
 WRITER_SYSTEM = (
     "You write questions that a language model is trained on. You follow the requested format exactly and "
@@ -25,27 +25,36 @@ _LEVELS = {
 WRITER_LINE = 'Write {n} different questions for the domain "{domain}" at difficulty "{difficulty}".'
 
 
-def writer_prompt(domain: str, difficulty: str, n: int, call: int, seed: int) -> str:
+_TAKEN = "Already taken, so write nothing like these:"
+_TAKEN_CHARS = 200
+"""Of a taken question; a passage need not be repeated in full to be avoided."""
+
+
+def writer_prompt(
+    domain: str, difficulty: str, n: int, call: int, seed: int, taken: Sequence[str] = ()
+) -> str:
     """Return the request for ``n`` questions; ``call`` counts the calls of a cell and varies the set.
 
-    Topic and style walk through all their combinations before one repeats, so that thousands of calls
-    do not ask for the same set twice.
+    ``taken``: questions that the teacher wrote again and again in earlier sets, shown one a line.
     """
     known = DOMAINS[domain]
-    topic = known.topics[(call + seed) % len(known.topics)]
-    style = STYLES[((call + seed) // len(known.topics)) % len(STYLES)]
-    return "\n".join(
-        (
-            WRITER_LINE.format(n=n, domain=domain, difficulty=difficulty),
-            f"The domain: {known.description}.",
-            f"The difficulty: the question {_LEVELS[difficulty]}.",
-            f"Topic of this set: {topic}. Style of this set: {style}.",
-            "Each question stands alone: it contains every text, number or tool that it refers to. "
-            "No two ask the same thing in other words.",
-            f"This is set {call} of seed {seed}; avoid what the other sets are likely to contain.",
-            f"Return one JSON array of {n} strings and nothing else.",
-        )
-    )
+    seeds = seeds_of(domain, call, seed)
+    lines = [
+        WRITER_LINE.format(n=n, domain=domain, difficulty=difficulty),
+        f"The domain: {known.description}.",
+        f"The difficulty: the question {_LEVELS[difficulty]}.",
+        f"Topic of this set: {seeds.topic}. Kind of question: {seeds.kind}. Setting: {seeds.setting}. "
+        f"Style: {seeds.style}. Where these do not go together, the topic counts.",
+        "Each question stands alone: it contains every text, number or tool that it refers to. "
+        "No two ask the same thing in other words.",
+    ]
+    if taken:
+        lines += [_TAKEN, *(f"- {' '.join(text.split())[:_TAKEN_CHARS]}" for text in taken)]
+    lines += [
+        f"This is set {call} of seed {seed}; avoid what the other sets are likely to contain.",
+        f"Return one JSON array of {n} strings and nothing else.",
+    ]
+    return "\n".join(lines)
 
 
 def parse_questions(text: str) -> list[str] | None:
@@ -53,7 +62,8 @@ def parse_questions(text: str) -> list[str] | None:
     value = _json_between(text, "[", "]")
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         return None
-    return [item.strip() for item in value if item.strip()]
+    # JSON can spell half a character, which no file of text can hold.
+    return [item.strip() for item in value if item.strip() and _writable(item)]
 
 
 JUDGE_SYSTEM = (
@@ -91,11 +101,6 @@ EASY_SYSTEM = (
     "repetition of the question, no explanation unless the question asks for one."
 )
 
-_HARD_FORM = re.compile(
-    r"\s*<thinking>\s*\[DRAFT\]\s*(?P<draft>\S.*?)\s*\[CRITIQUE\]\s*(?P<critique>\S.*?)\s*"
-    r"\[REVISED\]\s*(?P<revised>\S.*?)\s*</thinking>\s*<answer>\s*(?P<answer>\S.*?)\s*</answer>\s*",
-    re.DOTALL,
-)
 _HARD_TAGS = ("<thinking>", "[DRAFT]", "[CRITIQUE]", "[REVISED]", "</thinking>", "<answer>", "</answer>")
 
 
@@ -114,11 +119,17 @@ def parse_hard_answer(text: str) -> HardAnswer | None:
     """
     if any(text.count(tag) != 1 for tag in _HARD_TAGS):
         return None
-    match = _HARD_FORM.fullmatch(text)
-    if match is None:
+    # Not one regular expression: its lazy parts take most of the time that an answer costs.
+    parts, rest = [], text
+    for tag in _HARD_TAGS:
+        part, found, rest = rest.partition(tag)
+        if not found:
+            return None
+        parts.append(part.strip())
+    before, opened, draft, critique, revised, between, answer = parts
+    if before or opened or between or rest.strip() or not (draft and critique and revised and answer):
         return None
-    parts = (f"[{name.upper()}] {match[name]}" for name in ("draft", "critique", "revised"))
-    return HardAnswer(reasoning="\n".join(parts), answer=match["answer"])
+    return HardAnswer(f"[DRAFT] {draft}\n[CRITIQUE] {critique}\n[REVISED] {revised}", answer)
 
 
 # What the second request of a conversation says when the first answer could not be used.
@@ -128,6 +139,15 @@ REPAIR_HARD = (
     "That is not in the required form. Answer again, in exactly this form and with nothing outside of it: "
     "<thinking>[DRAFT] ... [CRITIQUE] ... [REVISED] ...</thinking><answer>...</answer>"
 )
+
+
+def _writable(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: one with half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_between(text: str, first: str, last: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from cogumi.stage import StageContext, StageResult
-from pipeline.generation.asking import Bill, CallSettings
+from pipeline.generation.asking import Bill, CallSettings, total_cost
 from pipeline.generation.records import (
     QUESTIONS,
     STATS,
@@ -14,7 +14,6 @@ from pipeline.generation.records import (
     TeacherByDomain,
     cells_of,
     counts_by_cell,
-    total_cost,
     write_json,
     write_rows,
 )
@@ -44,20 +43,28 @@ def run(settings: QuestionSettings, ctx: StageContext) -> StageResult:
     filled = writer.fill(cells_of(settings.quotas))
     rows = [row for cell_rows in filled.values() for row in cell_rows]
     write_rows(ctx.out / QUESTIONS, rows)
-    document = writer.document()
-    write_json(ctx.out / WRITER, {**document, "quotas": settings.quotas})
-    accounts = document["accounts"].values()
+    write_json(ctx.out / WRITER, {**writer.document(), "quotas": settings.quotas})
+    accounts = {str(cell): account.counts() for cell, account in writer.accounts.items()}
+
+    def total(name: str) -> int:
+        return sum(account[name] for account in accounts.values())
+
     facts = {
         "rows": len(rows),
         "cells": counts_by_cell(rows),
-        "calls": sum(account["calls"] for account in accounts),
-        "offered": sum(account["offered"] for account in accounts),
-        "duplicates_dropped": sum(account["duplicates"] for account in accounts),
-        "near_duplicates_dropped": sum(account["near_duplicates"] for account in accounts),
-        "leaks_dropped": sum(account["leaks"] for account in accounts),
-        "unusable_answers": sum(account["unusable_calls"] for account in accounts),
+        "calls": total("calls"),
+        "offered": total("offered"),
+        "duplicates_dropped": total("duplicates"),
+        "near_duplicates_dropped": total("near_duplicates"),
+        "leaks_dropped": total("leaks"),
+        "too_long_dropped": total("too_long"),
+        "surplus": total("surplus"),
+        "unusable_answers": total("unusable_calls"),
+        "refused_answers": total("refused_calls"),
+        "accounts": accounts,
         "finish_reasons": bill.finish_reasons(),
-        "cost_usd": total_cost(bill.replies),
+        **bill.tokens(),
+        "cost_usd": total_cost(bill),
         "simulated": any(ctx.teachers[name].simulated for name in settings.teachers.values()),
     }
     write_json(ctx.out / STATS, facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,7 +11,6 @@ from pydantic import AfterValidator, Field
 
 from cogumi.errors import RunError, nearest
 from cogumi.store import disk_error
-from cogumi.teachers import Reply
 from pipeline.generation.topics import DIFFICULTIES, DOMAINS
 
 QUESTIONS = "questions_60k.jsonl"
@@ -89,15 +87,6 @@ def counts_by_cell(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         name = str(cell_of(row))
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def total_cost(replies: Iterable[Reply]) -> float | None:
-    """Return the dollars of these replies, or None when one of them has no known price."""
-    costs = [reply.cost_usd for reply in replies]
-    if any(cost is None for cost in costs):
-        return None
-    # Rounded, so that the order of a sum of floats leaves no trace in an artifact.
-    return round(math.fsum(cost for cost in costs if cost is not None), 8)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -6,112 +6,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from generation_bench import QUOTAS, WRITERS, Bench
 from pydantic import ValidationError
 
 from cogumi.errors import RunError, UsageError
 from cogumi.ledger import Ledger, LedgerCalls
-from cogumi.stage import CallRecord, Calls, StageContext, TeacherConfig
-from cogumi.store import Artifact, ArtifactStore
+from cogumi.stage import CallRecord, OpenBatch
 from evals.micro import split_of, verify
-from pipeline.generation import STAGES
 from pipeline.generation.questions import QuestionSettings
+from pipeline.generation.records import counts_by_cell
 from pipeline.local_teacher import LocalTeacher, TeacherOptions
-
-BY_NAME = {stage.name.partition(".")[2]: stage for stage in STAGES}
-SOURCES = {
-    "questions": "questions",
-    "validated": "validate",
-    "answers_easy": "answers_easy",
-    "answers_hard": "answers_hard",
-}
-QUOTAS = {
-    "math": {"easy": 12, "hard": 18},
-    "reading": {"easy": 8, "hard": 12},
-    "coding": {"easy": 4, "hard": 6},
-}
-WRITERS = {"math": "deepseek", "reading": "llama", "coding": "deepseek"}
-QUICK = {"poll_seconds": 0.05, "backoff_seconds": 0.05, "timeout_seconds": 10.0, "concurrency": 8}
-
-
-class Silent:
-    def update(self, done: int, total: int, **facts: float | int | str) -> None:
-        assert 0 <= done <= total
-
-
-@dataclass
-class Bench:
-    """A store, a ledger and a teacher: enough of a workspace to run the stages one after another."""
-
-    root: Path
-    url: str
-    calls: Calls | None = None
-    made: dict[str, Artifact] = field(default_factory=dict)
-    metrics: dict[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.root.mkdir(exist_ok=True)
-        self.store = ArtifactStore(self.root / "store")
-        self.ledger = Ledger(self.root)
-
-    def teachers(self) -> dict[str, TeacherConfig]:
-        prices = {"deepseek": 0.0, "llama": 0.0, "mini": 0.15, "sonnet": 3.0}
-        return {
-            name: TeacherConfig(
-                name=name,
-                api="anthropic" if name == "sonnet" else "openai",
-                model=name,
-                base_url=self.url,
-                key_env=None,
-                input_usd_per_mtok=price,
-                output_usd_per_mtok=4 * price,
-                batch_discount=0.5,
-                endpoint="here",
-                simulated=True,
-            )
-            for name, price in prices.items()
-        }
-
-    def run(self, name: str, **settings: Any) -> Artifact:
-        stage = BY_NAME[name]
-        if name != "merge":
-            settings = {**QUICK, **settings}
-        staging = self.store.new_staging()
-        ctx = StageContext(
-            inputs={wanted: self.made[SOURCES[wanted]] for wanted in stage.inputs},
-            out=staging / "payload",
-            scratch=self.root / "scratch",
-            seed=11,
-            progress=Silent(),
-            calls=self.calls or LedgerCalls(self.ledger, "run", name, None),
-            teachers=self.teachers(),
-            data=None,
-        )
-        result = stage.run(stage.settings(**settings), ctx)
-        made_by = {"stage": name, "settings": settings}
-        self.made[name] = self.store.commit(
-            staging, kind=result.kind, made_by=made_by, facts=result.facts, created="now"
-        )
-        self.metrics[name] = result.metrics
-        return self.made[name]
-
-    def run_all(self, *, reserve: int = 3, mode: str = "batch") -> Artifact:
-        writer = {"questions_per_call": 6, "near_duplicate_threshold": 1.0, "leak_micro": True}
-        self.run("questions", quotas=QUOTAS, teachers=WRITERS, writer=writer)
-        self.run("validate", judge="mini", teachers=WRITERS, reserve=reserve, mode=mode)
-        self.run("answers_easy", teacher="mini", mode=mode)
-        self.run("answers_hard", teacher="sonnet", mode=mode)
-        return self.run("merge")
-
-    def rows(self, name: str, file: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.made[name].file(file).read_text().splitlines()]
-
-    def digests(self) -> dict[str, str]:
-        return {name: artifact.digest for name, artifact in self.made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +75,12 @@ def test_validated_rows_reach_the_bar_and_the_dropped_ones_are_gone(bench: Bench
     facts = bench.made["validate"].facts
     first = {row["question_id"] for row in bench.rows("questions", "questions_60k.jsonl")}
     assert facts["dropped"] > 0
+    assert facts["judged"] == facts["dropped"] + len(rows) + len(reserve)
+    assert set(facts["dropped_share"]) == set(facts["cells"])
+    for name, counts in facts["score_histograms"].items():
+        assert sum(counts.values()) == facts["judged"] - facts["unreadable_judgements"]
+        mean = sum(int(score) * count for score, count in counts.items()) / sum(counts.values())
+        assert facts["mean_scores"][name] == pytest.approx(mean, abs=1e-4)
     assert len(first - {row["question_id"] for row in [*rows, *reserve]}) <= facts["dropped"]
 
 
@@ -194,7 +108,6 @@ def test_card_accounts_for_content_and_money(bench: Bench) -> None:
     assert card == dict(bench.made["merge"].facts)
     assert card["simulated"] is True
     assert (card["duplicates"], card["near_duplicates"], card["leaks"]) == (0, 0, 0)
-    assert sum(each["share"] for each in card["words"].values()) == pytest.approx(1.0, abs=0.001)
     steps = [card["cost_usd"][name] for name in ("questions", "validated", "answers_easy", "answers_hard")]
     assert card["cost_usd"]["total"] == pytest.approx(sum(steps))
     assert bench.ledger.spent("run")[1] == pytest.approx(card["cost_usd"]["total"])
@@ -228,9 +141,9 @@ class MortalCalls(LedgerCalls):
         super().record(records)
         self._maybe_die(late=True)
 
-    def save_batch(self, key: str, provider: str, batch_id: str) -> None:
+    def save_batch(self, provider: str, batch: OpenBatch) -> None:
         self._maybe_die(late=False)
-        super().save_batch(key, provider, batch_id)
+        super().save_batch(provider, batch)
         self._maybe_die(late=True)
 
     def _maybe_die(self, *, late: bool) -> None:
@@ -256,7 +169,17 @@ def test_resumed_run_gives_the_same_bytes(bench: Bench, teacher: LocalTeacher, t
 
 
 def test_faults_leave_quotas_exact_and_the_ledger_equal_to_the_teachers_count(tmp_path: Path) -> None:
-    names = ("500", "drop", "truncated", "refusal", "wrong_count", "duplicate", "empty", "batch_error")
+    names = (
+        "500",
+        "drop",
+        "truncated",
+        "refusal",
+        "wrong_count",
+        "duplicate",
+        "empty",
+        "batch_error",
+        "garbage",
+    )
     options = TeacherOptions(tmp_path / "teacher", faults=dict.fromkeys(names, 0.06))
     with LocalTeacher(options) as teacher:
         made = Bench(tmp_path / "bench", teacher.base_url)
@@ -274,33 +197,40 @@ def test_faults_leave_quotas_exact_and_the_ledger_equal_to_the_teachers_count(tm
 # Refusals --------------------------------------------------------------------------------------------
 
 
-def test_saturated_cells_stop_with_an_account(teacher: LocalTeacher, tmp_path: Path) -> None:
-    made = Bench(tmp_path / "bench", teacher.base_url)
-    writer = {"questions_per_call": 5, "max_calls_per_cell": 3, "leak_micro": True}
-    with pytest.raises(
-        RunError, match=r"math/easy has \d+ of 500: \d+ new of 15 offered in 3 calls .*\d+ held out"
-    ) as raised:
-        made.run("questions", quotas={"math": {"easy": 500}}, teachers=WRITERS, writer=writer)
-    assert "\n" not in str(raised.value)
-
-
-def test_teacher_that_writes_nothing_usable_runs_dry(tmp_path: Path) -> None:
-    with LocalTeacher(TeacherOptions(tmp_path / "teacher", faults={"refusal": 1.0})) as teacher:
-        made = Bench(tmp_path / "bench", teacher.base_url)
-        with pytest.raises(RunError, match=r"math/easy has 0 of 9: .* 4 unusable answers"):
-            made.run(
-                "questions",
-                quotas={"math": {"easy": 9}},
-                teachers=WRITERS,
-                writer={"max_dry_calls": 4, "questions_per_call": 10},
-            )
-
-
 def test_exhausted_reserve_is_an_error_that_names_the_cell(bench: Bench, tmp_path: Path) -> None:
     with LocalTeacher(TeacherOptions(tmp_path / "teacher", faults={"empty": 1.0})) as mute:
         made = Bench(tmp_path / "bench", mute.base_url, made=dict(bench.made))
         with pytest.raises(RunError, match=r"reserve is used up: math/easy lacks \d+"):
             made.run("answers_easy", teacher="mini")
+
+
+def test_raised_reserve_pays_only_for_what_is_new(tmp_path: Path) -> None:
+    options = TeacherOptions(tmp_path / "teacher", faults={"truncated": 0.4})
+    quotas = {"math": {"easy": 30}, "reading": {"easy": 20}}
+    with LocalTeacher(options) as teacher:
+        made = Bench(tmp_path / "bench", teacher.base_url)
+        writer = {"questions_per_call": 3, "near_duplicate_threshold": 1.0}
+        made.run("questions", quotas=quotas, teachers=WRITERS, writer=writer)
+        made.run("validate", judge="mini", teachers=WRITERS)
+        with pytest.raises(RunError, match=r"used up: math/easy lacks \d+, reading/easy lacks \d+; raise"):
+            made.run("answers_easy", teacher="mini")
+        paid = teacher.counters(ids=False)["answered"]
+        made.run("validate", judge="mini", teachers=WRITERS, reserve=2, reserve_share=0.5)
+        made.run("answers_easy", teacher="mini")
+        after = teacher.counters(ids=True)
+    assert len(set(after["ids"])) == after["answered"] > paid
+    assert counts_by_cell(made.rows("validate", "questions_60k_validated.jsonl")) == {
+        "math/easy": 30,
+        "reading/easy": 20,
+    }
+    reserve = Counter(row["domain"] for row in made.rows("validate", "questions_reserve.jsonl"))
+    assert (reserve["math"] >= 15, reserve["reading"] >= 10) == (True, True)
+    facts = made.made["answers_easy"].facts
+    assert facts["cells"] == {"math/easy": 30, "reading/easy": 20}
+    assert facts["refused"] > 0
+    assert facts["repaired"] > 0
+    # Everything that the first run answered is found again.
+    assert made.metrics["answers_easy"]["calls_from_ledger"] >= 50
 
 
 def test_judge_that_drops_everything_is_given_up(bench: Bench, tmp_path: Path) -> None:

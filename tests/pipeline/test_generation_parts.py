@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from cogumi.errors import RunError, UsageError
 from evals.lint.duplicates import QuestionIndex, tokens_of
-from evals.micro import split_of
+from evals.lint.linter import lint_files
+from evals.micro import normalise, split_of
+from evals.tasks import get_task
 from pipeline.generation import prompts
 from pipeline.generation.few_shot import HARD_SYSTEM
 from pipeline.generation.leaks import LeakCheck
@@ -73,6 +75,66 @@ def test_micro_questions_that_are_held_out_are_leaks() -> None:
     assert {text for text in texts if not check.leaks(text)} == {
         text for text in texts if split_of(text) == "train"
     }
+
+
+GSM = (
+    "Natalia sold clips to forty eight of her friends in April, and then she sold half as many clips in May. "
+    "How many clips did Natalia sell altogether in April and May?"
+)
+
+
+def test_tasks_items_are_leaks_whole_in_part_and_nearly(tmp_path: Path) -> None:
+    (tmp_path / "ifeval").mkdir()
+    rows = [
+        {"key": number, "prompt": text, "instruction_id_list": [], "kwargs": []}
+        for number, text in enumerate((GSM, "Name the seven tallest mountains of Peru, in capital letters."))
+    ]
+    (tmp_path / "ifeval" / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check = LeakCheck(micro=False, files=[], threshold=0.7, data=tmp_path, tasks=["ifeval", "ifeval"])
+    part = " ".join(GSM.split()[:16])
+    held = [
+        GSM,
+        GSM.replace("Natalia", "Maria"),
+        f"Read this: {part}. Then say what she sold.",
+        rows[1]["prompt"],
+    ]
+    free = ["How many clips did Natalia sell?", "Name the three tallest mountains of Chile."]
+    assert check.leaking([*held, *free]) == [True] * 4 + [False] * 2
+    assert [check.leaks(text) for text in [*held, *free]] == check.leaking([*held, *free])
+
+
+def test_micro_tasks_items_are_leaks_word_by_word() -> None:
+    items = get_task("micro/math").items(None)
+    check = LeakCheck(micro=False, files=[], threshold=0.7, data=None, tasks=["micro/math"])
+    assert all(check.leaking([item.prompt for item in items]))
+    known = {normalise(item.prompt) for item in items}
+    others = [f"What is {a} plus {b}?" for a in range(1, 30) for b in range(1, 30)]
+    assert not any(check.leaking([text for text in others if normalise(text) not in known]))
+
+
+def test_what_lint_finds_against_a_benchmark_the_check_refuses(tmp_path: Path, data_folder: Path) -> None:
+    file = data_folder / "gsm8k" / "test_000_659.jsonl"
+    asked = [json.loads(line)["question"] for line in file.read_text().splitlines()][::25]
+    texts = [
+        text for question in asked for text in (question, " ".join(question.split()[3:20]), question[::-1])
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"question": text, "answer": "1"}) for text in texts))
+    leaked = {found.line for found in lint_files([str(path)], [str(file)]).findings if found.rule == "leak"}
+    expected = [line in leaked for line in range(1, len(texts) + 1)]
+    assert 0.3 < sum(expected) / len(expected) < 0.7
+    for named in ({"files": ["gsm8k/test_000_659.jsonl"]}, {"files": [], "tasks": ["gsm8k"]}):
+        assert LeakCheck(micro=False, threshold=0.7, data=data_folder, **named).leaking(texts) == expected
+
+
+def test_tasks_that_are_unknown_or_not_here_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=r"leak_tasks: no task 'ifevals' .did you mean 'ifeval'"):
+        LeakCheck(micro=False, files=[], threshold=0.7, data=None, tasks=["ifevals"])
+    with pytest.raises(RunError, match=r"leak_tasks: .*ifeval.*--data or COGUMI_DATA"):
+        LeakCheck(micro=False, files=[], threshold=0.7, data=tmp_path, tasks=["ifeval"])
 
 
 def test_missing_and_broken_leak_files_are_named(tmp_path: Path) -> None:
@@ -158,6 +220,7 @@ def test_json_in_a_fence_is_read() -> None:
     assert prompts.parse_scores(f"```json\n{json.dumps(scores | {'note': 'fine'})}\n```") == scores
     assert prompts.parse_questions('Here: ["a", " ", "b "]') == ["a", "b"]
     assert prompts.parse_questions('["a", 1]') is None
+    assert prompts.parse_questions('["whole", "half of \\ud83d"]') == ["whole"]
     assert prompts.parse_questions('["a", "b') is None
 
 
