@@ -48,14 +48,18 @@ def hub_reachable() -> bool:
 
 def cached_folder(name: str) -> Path | None:
     """Return a model's folder in the hub's local cache, or None."""
+    folder = _snapshot(name)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def _snapshot(name: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     base = home / "hub" / f"models--{name.replace('/', '--')}"
     try:
         revision = (base / "refs" / "main").read_text().strip()
     except OSError:
         return None
-    folder = base / "snapshots" / revision
-    return folder if (folder / "config.json").is_file() else None
+    return base / "snapshots" / revision
 
 
 def model_folder(name: str) -> Path:
@@ -63,16 +67,31 @@ def model_folder(name: str) -> Path:
 
     Raises ``RunError`` without a network, ``UsageError`` for a name that the hub does not know.
     """
-    cached = cached_folder(name)
-    if cached is not None:
-        return cached
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
+    return cached_folder(name) or _fetched(name, patterns)
+
+
+def tokenizer_file(name: str) -> Path:
+    """Return the ``tokenizer.json`` of a model of the hub, fetching that file alone unless it is cached.
+
+    Raises ``RunError`` without a network or without such a file, ``UsageError`` for an unknown name.
+    """
+    cached = _snapshot(name)
+    if cached is None or not (cached / "tokenizer.json").is_file():
+        cached = _fetched(name, ["tokenizer.json"])
+    file = cached / "tokenizer.json"
+    if not file.is_file():
+        raise RunError(f"{name}: has no tokenizer.json; name a folder or a GGUF file")
+    return file
+
+
+def _fetched(name: str, patterns: list[str]) -> Path:
     if not hub_reachable():
         raise RunError(f"{name}: not in the local cache, and the hub is not reachable")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError:
         raise UsageError(f"no model {name!r} on the hub") from None

@@ -17,8 +17,9 @@ from cogumi.hub import cached_folder, hub_reachable, model_folder
 from cogumi.store import Artifact, write_atomic
 from cogumi.workspace import Workspace
 
-BackendName = Literal["hf", "gguf", "vllm", "openai", "anthropic", "answers"]
-"""``answers``: a file of answers that a model gave earlier, as an archived reference has them."""
+BackendName = Literal["hf", "gguf", "vllm", "openai", "anthropic", "answers", "data"]
+"""``answers``: a file of answers that a model gave earlier, as an archived reference has them. ``data``: no
+model at all but a data set, which gates on data judge by its facts."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes into the folder of every adapter; names its base, most often."""
@@ -94,10 +95,18 @@ def _in_vllm(subject: Subject) -> Subject:
     return replace(subject, backend="vllm")
 
 
-def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
+def stored(ref: str, workspace: Workspace) -> Artifact | None:
+    """Return the artifact of the store that ``ref`` names by its digest; None where it is no digest."""
     hexes = ref.removeprefix("sha256:")
     if ref.startswith("sha256:") or (len(hexes) >= 6 and all(c in "0123456789abcdef" for c in hexes)):
-        return of_artifact(workspace.store.get(ref), ref)
+        return workspace.store.get(ref)
+    return None
+
+
+def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
+    artifact = stored(ref, workspace)
+    if artifact is not None:
+        return of_artifact(artifact, ref)
     path = Path(ref)
     if path.exists():
         return path
@@ -108,6 +117,13 @@ def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
     if ref.count("/") == 1:
         return model_folder(ref)
     raise UsageError(f"no artifact, folder or model {ref!r}{nearest(ref, sorted(KNOWN_MODELS))}")
+
+
+def judged(artifact: Artifact, label: str) -> Subject:
+    """Return what a gate may judge: a stored model, or a data set; ``UsageError`` for anything else."""
+    if artifact.kind == "dataset":
+        return Subject(label, artifact.digest, "data", artifact.path, facts=artifact.facts)
+    return of_artifact(artifact, label)
 
 
 def of_artifact(artifact: Artifact, label: str) -> Subject:
@@ -238,6 +254,11 @@ def _known_path(known: KnownModel, backend: str) -> Path:
         return cached
     if backend != "gguf" and hub_reachable():
         return model_folder(known.hub)
+    return packaged_file(known)
+
+
+def packaged_file(known: KnownModel) -> Path:
+    """Return a known model's GGUF file in its Python package; raises ``RunError`` without the package."""
     spec = importlib.util.find_spec(known.package)
     if spec is None or spec.origin is None:
         raise RunError(

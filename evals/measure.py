@@ -260,7 +260,7 @@ def open_subject(subject: Subject) -> Backend:
         from evals.references.answers import RecordedAnswers
 
         return RecordedAnswers(subject)
-    if subject.path is None:
+    if subject.path is None or subject.backend == "data":
         raise UsageError(f"{subject.label}: there is no model to load, only recorded evidence")
     from evals.backends import open_backend
 

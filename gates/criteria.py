@@ -10,6 +10,7 @@ from cogumi.errors import BudgetError, CogumiError, InfeasibleError, RunError, U
 from cogumi.verdict import Verdict
 from evals.references.scores import MetricValue, NotMeasuredError, PairedScores
 from gates.attempts import alpha_of
+from gates.metrics import DATA_METRICS
 from gates.pairing import (
     Docket,
     bar_in_words,
@@ -273,7 +274,8 @@ def _metric_verdict(docket: Docket, criterion: Criterion, metric: str) -> Criter
         verdict = Verdict.FAIL
     else:
         verdict, note = Verdict.UNDECIDED, _join(note, "the bar lies within the interval: measure more")
-    note = _join("simulated reference" if found.simulated else "", note)
+    # Of data and costs the line itself says so, as they have no reference.
+    note = _join("simulated reference" if found.simulated and metric not in DATA_METRICS else "", note)
     return _with_value(docket, _empty(docket, criterion, verdict, note), found)
 
 

@@ -41,6 +41,9 @@ _DATA = {
     "usd_answers_hard": "dollars spent on hard answers",
 }
 
+DATA_METRICS = frozenset(_DATA)
+"""Counts and costs of a merged data set, which the stage that merges it measures on its rows."""
+
 _SPEED = {
     "acceptance_rate": "share of drafted tokens that the base accepts, on held-out prompts",
     "greedy_mismatches": "prompts whose speculative greedy answer differs from the plain one",

@@ -48,7 +48,7 @@ def html(verdict: GateVerdict, *, style: bool = True) -> str:
 
 
 def _row(criterion: CriterionVerdict) -> str:
-    kind = ", ".join(filter(None, (criterion.reference_kind, "simulated" if criterion.simulated else "")))
+    kind = ", ".join(filter(None, (criterion.reference_kind, criterion.simulated_part)))
     reference = escape(criterion.reference or "")
     reference += f'<br><span class="note">{escape(kind)}</span>' if kind else ""
     items = "exact" if criterion.alpha is None else ""

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree as Xml
 
 from cogumi.verdict import Verdict
+from gates.metrics import DATA_METRICS
 from gates.verdicts import CriterionVerdict, GateVerdict
 
 # GitHub refuses a step summary above 1 MiB (docs, "Workflow commands": job summaries are limited to 1MiB a
@@ -40,7 +41,9 @@ def text(verdict: GateVerdict, *, color: bool = False) -> str:
     if verdict.left_out:
         lines.append(_safe(f"    {_left_out(verdict)}", color))
     attempt = f", attempt {verdict.attempt}" if verdict.attempt else ""
-    simulated = "".join(f", {name}" for name in dict.fromkeys(map(_simulated, verdict.criteria)) if name)
+    simulated = "".join(
+        f", {name}" for name in dict.fromkeys(one.simulated_part for one in verdict.criteria) if name
+    )
     choice = f", {verdict.choice}" if verdict.choice else ""
     facts = f"exit {verdict.exit_code}{attempt}{simulated}{choice}"
     end = f"{verdict.gate}  {_word(verdict.verdict, color)}  ({facts})"
@@ -55,20 +58,22 @@ def criterion_line(gate: str, criterion: CriterionVerdict, *, color: bool = Fals
         attempt = f" attempt {criterion.attempt}" if criterion.attempt else ""
         parts.append(f"alpha {criterion.alpha:.3g}{attempt}")
     if criterion.reference:
-        kind = ", ".join(filter(None, (criterion.reference_kind, _simulated(criterion))))
+        kind = ", ".join(filter(None, (criterion.reference_kind, criterion.simulated_part)))
         parts.append(_safe(f"vs {criterion.reference}" + (f" ({kind})" if kind else ""), color))
     elif criterion.simulated:
-        parts.append(_simulated(criterion))
+        parts.append(criterion.simulated_part)
     return "  ".join(parts)
 
 
 def claim(criterion: CriterionVerdict) -> str:
     """Return the numbers of a criterion: ``ratio 0.41 in [0.28, 0.58] < 0.88``."""
-    bar = number(criterion.bar)
+    # Of a data set most numbers are counts of rows: 18, not 18.00.
+    told = count if criterion.measure in DATA_METRICS else number
+    bar = told(criterion.bar)
     opposite = "<" if criterion.comparison == ">=" else ">"
     if criterion.value is None:
         return f"{criterion.measure}, bar {criterion.comparison} {bar}"
-    found = f"{criterion.measure} {number(criterion.value)}{interval(criterion)}"
+    found = f"{criterion.measure} {told(criterion.value)}{interval(criterion)}"
     if criterion.verdict is Verdict.PASS:
         return f"{found} {criterion.comparison} {bar}"
     if criterion.verdict is Verdict.FAIL:
@@ -85,6 +90,11 @@ def interval(criterion: CriterionVerdict) -> str:
     lower = "-inf" if criterion.lower is None else number(criterion.lower)
     upper = "inf" if criterion.upper is None else number(criterion.upper)
     return f" in [{lower}, {upper}]"
+
+
+def count(value: float) -> str:
+    """Return a whole number as one, any other as ``number`` does: 18, 60,000, 2.52."""
+    return f"{value:,.0f}" if value == round(value) else number(value)
 
 
 def number(value: float) -> str:
@@ -168,14 +178,8 @@ def _safe(value: str, color: bool) -> str:
     return value.replace("[", r"\[") if color else value
 
 
-def _simulated(criterion: CriterionVerdict) -> str:
-    if not criterion.simulated:
-        return ""
-    return "simulated raters" if criterion.measure == "rating" else "simulated reference"
-
-
 def _markdown_row(criterion: CriterionVerdict) -> str:
-    kind = ", ".join(filter(None, (criterion.reference_kind, _simulated(criterion))))
+    kind = ", ".join(filter(None, (criterion.reference_kind, criterion.simulated_part)))
     reference = criterion.reference or ""
     reference += f" ({kind})" if reference and kind else kind
     items = f"{criterion.n_used:,} of {criterion.n_total:,}" if criterion.n_total else ""

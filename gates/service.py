@@ -13,7 +13,7 @@ from cogumi.profile import GateStep, MeasureStep, Profile
 from cogumi.quick_book import QuickBook
 from cogumi.stage import TeacherConfig
 from cogumi.store import Artifact
-from cogumi.subjects import Subject, of_artifact
+from cogumi.subjects import Subject, judged, of_artifact
 from evals.measure import Measurement, Measurer
 from evals.references.answers import answers_subject
 from evals.references.registry import ReferenceRow, load_all
@@ -21,7 +21,7 @@ from evals.references.scores import MetricValue, NotMeasuredError, PairedScores,
 from evals.tasks import suite_task_names
 from evals.types import Task
 from gates.engine import decide
-from gates.metrics import EXACT, SIZES
+from gates.metrics import DATA_METRICS, EXACT, SIZES
 from gates.models import tasks_of, teacher_subject
 from gates.spec import GateSpec, load_gate
 from gates.verdicts import GateVerdict
@@ -73,6 +73,8 @@ class ProfileEvidence:
         return next(task for task in self._tasks[suite] if task.name == name)
 
     def _measurement(self, subject: Subject, task: Task) -> Measurement:
+        if subject.backend == "data":
+            raise UsageError(f"{subject.label} is a data set, no model: it cannot be asked {task.name}")
         key = (subject.digest, task.name)
         if key not in self._open:
             self._open[key] = self._measurer.measurement(subject, task, by_cluster=self._by_cluster)
@@ -199,7 +201,12 @@ class ProfileEvidence:
         raise NotMeasuredError("not measured: no closed study")
 
     def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:
-        """Return an exact number that the artifact's manifest holds; others are not measured yet."""
+        """Return an exact number that the artifact's manifest holds, of a model or of a data set.
+
+        Raises ``NotMeasuredError`` for one that it does not hold, with the reason where the stage gave one.
+        """
+        if self._subject is not None and metric in DATA_METRICS:
+            return _data_metric(self._subject.facts, metric)
         if self._subject is None or metric not in EXACT:
             raise NotMeasuredError(f"not measured: {metric}")
         facts = self._subject.facts
@@ -207,6 +214,17 @@ class ProfileEvidence:
         if value is None:
             raise NotMeasuredError(f"not measured: {metric}")
         return MetricValue(float(value), float(value), float(value), exact=True)
+
+
+def _data_metric(facts: Mapping[str, Any], metric: str) -> MetricValue:
+    """Return what the merge of a data set measured; simulated where a local teacher wrote its rows."""
+    value = facts.get("metrics", {}).get(metric)
+    if value is None:
+        why = facts.get("unmeasured", {}).get(metric)
+        raise NotMeasuredError(f"not measured: {why or metric}")
+    # Dollars are play money by the step that spent them, rows are simulated as a whole.
+    simulated = facts["simulated_costs"].get(metric, facts["simulated"])
+    return MetricValue(float(value), float(value), float(value), exact=True, simulated=bool(simulated))
 
 
 def _paired(measurement: Measurement) -> PairedScores:
@@ -294,7 +312,7 @@ class GateService:
     def decide(self, step: GateStep, artifact: Artifact, baseline: Artifact | None) -> Mapping[str, Any]:
         """Decide a run's gate on a stored artifact."""
         earlier = of_artifact(baseline, step.baseline or "baseline") if baseline else None
-        subject = of_artifact(artifact, step.artifact)
+        subject = judged(artifact, step.artifact)
         return self.verdict(step.gate, subject, earlier, criteria=step.criteria).to_json()
 
     def measure(self, artifact: Artifact, step: MeasureStep) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cogumi.errors import UsageError, nearest
 from cogumi.strict_yaml import load_strict
-from gates.metrics import ITEM_RATES, METRICS
+from gates.metrics import DATA_METRICS, ITEM_RATES, METRICS
 from gates.verdicts import Comparison
 
 FOLDER = Path(__file__).parent
@@ -154,6 +154,14 @@ class GateSpec(_Strict):
         if self.scope == "population" and any(c.combine == "pooled_items" for c in self.criteria):
             raise ValueError("pooled_items has no meaning in scope population; use mean_of or all_of")
         return self
+
+    @property
+    def about_data(self) -> bool:
+        """Whether the gate asks of nothing but a merged data set."""
+        metrics = [
+            criterion.threshold.metric for criterion in self.criteria if criterion.threshold is not None
+        ]
+        return len(metrics) == len(self.criteria) and DATA_METRICS.issuperset(metrics)
 
     def only(self, ids: Sequence[str]) -> GateSpec:
         """Return the gate with the criteria of these ids, in the file's order; without ids, all of them.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from cogumi.verdict import Verdict, combine
+from gates.metrics import DATA_METRICS
 
 Comparison = Literal[">=", "<="]
 
@@ -55,6 +56,11 @@ class CriterionVerdict:
     truncated: int = 0
     errors: int = 0
     tasks: tuple[TaskVerdict, ...] = ()
+
+    @property
+    def simulated_part(self) -> str:
+        """What of it is simulated: ``simulated reference``, raters, data or costs; else nothing."""
+        return simulated_part(self.measure) if self.simulated else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the criterion as in the contract, then what we add to it."""
@@ -127,6 +133,15 @@ class GateVerdict:
             # A verdict recorded before profiles could leave criteria out has none.
             left_out=tuple(data.get("left_out", ())),
         )
+
+
+def simulated_part(measure: str) -> str:
+    """Say what is simulated in a number of this name, where something is."""
+    if measure == "rating":
+        return "simulated raters"
+    if measure not in DATA_METRICS:
+        return "simulated reference"
+    return "simulated costs" if measure.startswith("usd_") else "simulated data"
 
 
 def _plain(value: Any) -> Any:

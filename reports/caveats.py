@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gates.metrics import DATA_METRICS
 from reports.artifacts import KINDS
 from reports.measured import EvidenceIndex
 from reports.schema import Report
@@ -37,9 +38,23 @@ def _gates(report: Report) -> Iterator[str]:
             for gate in report.gates
             for decision in gate.decisions
             for criterion in decision.document["criteria"]
-            if criterion["simulated"]
+            if criterion["simulated"] and criterion["measure"] not in DATA_METRICS
         }
     )
+    rehearsed = sorted(
+        {
+            gate.gate
+            for gate in report.gates
+            for decision in gate.decisions
+            for criterion in decision.document["criteria"]
+            if criterion["simulated"] and criterion["measure"] in DATA_METRICS
+        }
+    )
+    if rehearsed:
+        yield (
+            f"Simulated data: a local program wrote rows that {', '.join(rehearsed)} judges; they teach "
+            "nothing, and their costs are play money."
+        )
     if simulated:
         yield (
             f"Simulated reference: a local program with a set error rate stands for the real model in "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
+from gates.verdicts import simulated_part
 from reports import rows, text
 from reports.quality import ALPHA
 from reports.schema import ArtifactPart, CallsPart, GatePart, Report, SuitePart, TaskPart
@@ -73,7 +74,8 @@ def _gate(gate: GatePart) -> Iterator[str]:
     yield f"On {escaped(last.artifact_name or 'an artifact from elsewhere')} `{text.short(last.artifact)}`."
     yield ""
     for criterion in last.document["criteria"]:
-        terms = [*text.terms(criterion), *(["simulated reference"] if criterion["simulated"] else [])]
+        terms = text.terms(criterion)
+        terms += [simulated_part(criterion["measure"])] if criterion["simulated"] else []
         told = "; ".join(escaped(one) for one in (*terms, criterion["note"]) if one)
         claim = f"{criterion['id']}: {text.claim(criterion)}"
         yield f"- **{criterion['verdict']}** {escaped(claim)}. {told}"

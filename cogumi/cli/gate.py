@@ -23,7 +23,7 @@ from cogumi.cli.common import (
 )
 from cogumi.cli.measuring import measuring
 from cogumi.errors import UsageError
-from cogumi.profile import Profile
+from cogumi.profile import Profile, StageStep
 from cogumi.quick_book import QuickBook
 from cogumi.store import write_atomic
 
@@ -36,6 +36,10 @@ BackendOption = Annotated[
     Literal["auto", "hf", "gguf", "vllm"],
     typer.Option("--backend", help="Runtime: transformers or llama.cpp for a GGUF file, vLLM for a folder."),
 ]
+
+
+_MERGE = "generation.merge"
+"""The stage whose artifact is the training data."""
 
 
 def register(app: typer.Typer) -> None:
@@ -99,7 +103,7 @@ def gate(
     if plan:
         _plan(spec, chosen, where, as_json)
         return
-    models = _subjects(where, chosen, spec.gate, run, artifact, baseline, backend)
+    models = _subjects(where, chosen, spec, run, artifact, baseline, backend)
     verdict = _decide(where, chosen, phase, run, models, limit, thorough)
     _write(verdict, as_json, junit, markdown, html)
     raise typer.Exit(verdict.exit_code)
@@ -108,26 +112,36 @@ def gate(
 def _subjects(
     where: Place,
     profile: Profile,
-    phase: str,
+    spec: GateSpec,
     run: str | None,
     artifact: str | None,
     baseline: str | None,
     backend: Literal["auto", "hf", "gguf", "vllm"],
 ) -> tuple[Subject | None, Subject | None]:
-    from cogumi.subjects import of_artifact, resolve
+    from cogumi.subjects import judged, of_artifact, resolve, stored
 
-    subject = resolve(artifact, where.workspace, backend) if artifact else None
+    subject = None
+    if artifact:
+        found = stored(artifact, where.workspace)
+        subject = judged(found, artifact) if found else resolve(artifact, where.workspace, backend)
     earlier = resolve(baseline, where.workspace, backend) if baseline else None
-    step = profile.gate_step(phase)
-    if run is None or step is None:
+    step = profile.gate_step(spec.gate)
+    name = step.artifact if step is not None else _merge_step(profile) if spec.about_data else None
+    if run is None or name is None:
         return subject, earlier
     latest = where.workspace.ledger.latest_done(run)
-    judged, compared = latest.get(step.artifact), latest.get(step.baseline or "")
-    if judged is not None and judged.artifact:
-        subject = of_artifact(where.workspace.store.get(judged.artifact), step.artifact)
-    if earlier is None and compared is not None and compared.artifact:
+    row, compared = latest.get(name), latest.get(step.baseline or "") if step is not None else None
+    if row is not None and row.artifact:
+        subject = judged(where.workspace.store.get(row.artifact), name)
+    if earlier is None and step is not None and compared is not None and compared.artifact:
         earlier = of_artifact(where.workspace.store.get(compared.artifact), step.baseline or "")
     return subject, earlier
+
+
+def _merge_step(profile: Profile) -> str | None:
+    """Return the step that merges the profile's data set, which a gate on data judges; None without one."""
+    merging = [step for step in profile.steps if isinstance(step, StageStep) and step.uses == _MERGE]
+    return merging[-1].id if merging else None
 
 
 def _decide(
