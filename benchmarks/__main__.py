@@ -7,11 +7,14 @@ import sys
 
 NAMES = (
     "cold_gate",
+    "data_60k",
     "eval_overhead",
     "gate_simulation",
     "gguf_likelihood",
     "hf_overhead",
+    "near_duplicates",
     "rehearsal",
+    "teacher_client",
     "verdict_100k",
 )
 

@@ -7,54 +7,28 @@ milliseconds, meets the same verdicts, and goes on where the last process died.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cogumi.digest import digest_of
 from cogumi.errors import BudgetError, CogumiError, UsageError, nearest
-from cogumi.ledger import LedgerCalls
 from cogumi.profile import GateStep, MeasureStep, Profile, StageStep, Step
-from cogumi.stage import Progress, Settings, Stage, StageContext, TeacherConfig
-from cogumi.steps import check_stages, named_in, settings_of
-from cogumi.store import Artifact, disk_error
+from cogumi.stage import Settings, Stage, StageContext, TeacherConfig
+from cogumi.steps import check_stages, feeding, named_in, settings_of
+from cogumi.store import Artifact
+from cogumi.told import as_told, note_of
 from cogumi.verdict import Verdict
+from cogumi.watching import Judge, Reporter, WatchedCalls, WatchedProgress
 from cogumi.workspace import Workspace
 
 _AGAIN = (Verdict.FAIL, Verdict.UNDECIDED)
-
-
-class Judge(Protocol):
-    """What measures and decides; the runner knows neither suites nor statistics."""
-
-    def measure(self, artifact: Artifact, step: MeasureStep) -> Mapping[str, Any]:
-        """Measure an artifact on the step's suite and return a summary for the ledger."""
-        ...
-
-    def decide(self, step: GateStep, artifact: Artifact, baseline: Artifact | None) -> Mapping[str, Any]:
-        """Return the gate's verdict document (the JSON of the contract)."""
-        ...
-
-
-class Reporter(Protocol):
-    """Who is told how the run goes."""
-
-    def step(self, step: Step, attempt: int, state: str, note: str) -> None:
-        """A step changed state: ``start``, ``done``, ``reused``, ``failed``."""
-        ...
-
-    def progress(self, step: Step) -> Progress:
-        """Return the progress of a stage that is about to run."""
-        ...
-
-    def verdict(self, step: GateStep, document: Mapping[str, Any], again: str | None) -> None:
-        """A gate was decided; ``again`` says which stage is tried again, if one is."""
-        ...
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +37,10 @@ class RunOptions:
 
     until: str | None = None
     start: str | None = None
+    only: tuple[str, ...] = ()
+    """Stages to run alone, in the profile's order; what they need must be finished in this run."""
+    mode: str | None = None
+    """How the stages of ``only`` ask, in place of their setting ``mode``."""
     max_usd: float | None = None
     max_minutes: float | None = None
     data: Path | None = None
@@ -85,6 +63,14 @@ class _Walk:
     """Which settings each stage with attempts uses now, counted from 1."""
     keys: dict[str, list[str]] = field(default_factory=dict)
     """Distinct keys that each step had in this walk; their place is the attempt shown in the ledger."""
+
+
+class UnfinishedError(UsageError):
+    """A stage was asked for alone, and one that it needs has not finished in this run."""
+
+    def __init__(self, step: StageStep, run: str) -> None:
+        super().__init__(f"{step.id} has not finished in run {run} with the settings of this profile")
+        self.step = step
 
 
 class Runner:
@@ -111,31 +97,62 @@ class Runner:
         check_stages(profile, stages)
 
     def run(self, options: RunOptions, accepted: Sequence[str] = ()) -> Outcome:
-        """Walk the steps until the end, a gate, an error or a limit; the ledger always says which."""
-        for name in (options.until, options.start):
+        """Walk the steps until the end, a gate, an error or a limit; the ledger always says which.
+
+        Raises ``UnfinishedError`` when stages are asked for alone and lack what they are made from.
+        """
+        for name in (options.until, options.start, *options.only):
             self._known_step(name)
         with self.workspace.lock(f"run-{self.name}"):
-            self.workspace.store.sweep()
-            document = self.profile.model_dump(mode="json")
-            self.ledger.start_run(self.name, self.profile.profile, document, accepted)
             try:
-                outcome = self._walk(options)
-            except CogumiError as error:
-                status = "stopped" if isinstance(error, BudgetError) else "failed"
-                outcome = Outcome(error.exit_code, status, str(error))
-            self.ledger.end_run(self.name, outcome.status, outcome.exit_code, outcome.note)
+                return self._run(options, accepted)
+            except Exception as error:
+                # The ledger itself may be what cannot be written.
+                told = as_told(error, self.workspace.root)
+                if told is None or told is error:
+                    raise
+                raise told from error
+
+    def _run(self, options: RunOptions, accepted: Sequence[str]) -> Outcome:
+        walk = self._made_so_far(options.only)
+        self.workspace.store.sweep()
+        if options.only and all(name in walk.artifacts for name in options.only):
+            # Nothing is done, so what the ledger says of the run stays as it is.
+            return self._alone(walk, options, None)
+        if options.only and (row := self.ledger.run(self.name)):
+            accepted = row["accepted_infeasible"]
+        document = self.profile.model_dump(mode="json")
+        self.ledger.start_run(self.name, self.profile.profile, document, accepted)
+        try:
+            outcome = self._walk(walk, options)
+        except CogumiError as error:
+            status = "stopped" if isinstance(error, BudgetError) else "failed"
+            outcome = Outcome(error.exit_code, status, str(error))
+        except KeyboardInterrupt:
+            self.ledger.end_run(self.name, "stopped", _INTERRUPTED, "interrupted")
+            raise
+        self.ledger.end_run(self.name, outcome.status, outcome.exit_code, outcome.note)
         return outcome
+
+    def made(self, only: Sequence[str]) -> dict[str, Artifact]:
+        """Return those of these stages that this run has finished, by name.
+
+        Raises ``UnfinishedError`` when a stage that they are made from has not finished.
+        """
+        artifacts = self._made_so_far(only).artifacts
+        return {name: artifacts[name] for name in only if name in artifacts}
 
     def _known_step(self, name: str | None) -> None:
         known = [step.id for step in self.profile.steps]
         if name is not None and name not in known:
             raise UsageError(f"profile {self.profile.profile} has no step {name!r}{nearest(name, known)}")
 
-    def _walk(self, options: RunOptions) -> Outcome:
-        walk = _Walk()
+    def _walk(self, walk: _Walk, options: RunOptions) -> Outcome:
         steps = self.profile.steps
         minutes = options.max_minutes or self.profile.limits.max_minutes
         deadline = time.monotonic() + 60 * minutes if minutes else None
+        if options.only:
+            return self._alone(walk, options, deadline)
         index = self._skip_to(options.start, walk) if options.start else 0
         while index < len(steps):
             step = steps[index]
@@ -178,6 +195,49 @@ class Runner:
                 walk.artifacts[step.id] = self.workspace.store.get(row.artifact)
         raise UsageError(f"no step {start!r}")
 
+    # Stages alone -----------------------------------------------------------------------------------
+
+    def _alone(self, walk: _Walk, options: RunOptions, deadline: float | None) -> Outcome:
+        for step in self.profile.steps:
+            if not isinstance(step, StageStep) or step.id not in options.only:
+                continue
+            if step.id in walk.artifacts:
+                self.reporter.step(step, 1, "reused", "finished before")
+                self._publish(step, walk.artifacts[step.id])
+            else:
+                walk.artifacts[step.id] = self._stage(step, walk, options, deadline)
+        return Outcome(0, "done", f"ended after {', '.join(options.only)}, as asked")
+
+    def _made_so_far(self, only: Sequence[str]) -> _Walk:
+        """Take from the ledger what these stages need, and those of them that are finished already."""
+        walk = _Walk()
+        for step in feeding(self.profile, only):
+            found = None
+            if all(source in walk.artifacts for source in step.inputs.values()):
+                found = self._made(step, walk)
+            if found is not None:
+                walk.artifacts[step.id] = found
+            elif step.id not in only:
+                raise UnfinishedError(step, self.name)
+        return walk
+
+    def _made(self, step: StageStep, walk: _Walk) -> Artifact | None:
+        """Return what this run made of a step last, if it is what the profile asks for today."""
+        stage = self.stages[step.uses]
+        inputs = {name: walk.artifacts[source] for name, source in sorted(step.inputs.items())}
+        wanted = [
+            _work(self._made_by(stage, settings_of(step, stage, attempt), inputs))
+            for attempt in range(1, max(1, len(step.attempts)) + 1)
+        ]
+        for row in reversed(self.ledger.steps(self.name)):
+            if row.step == step.id and row.status == "done" and row.artifact:
+                if not self.workspace.store.has(row.artifact):
+                    continue
+                artifact = self.workspace.store.get(row.artifact)
+                if _work(artifact.manifest["made_by"]) in wanted:
+                    return artifact
+        return None
+
     def _retry_index(self, step: GateStep, verdict: Verdict, walk: _Walk) -> int | None:
         if verdict not in _AGAIN or step.retry is None:
             return None
@@ -201,6 +261,8 @@ class Runner:
     def _stage(self, step: StageStep, walk: _Walk, options: RunOptions, deadline: float | None) -> Artifact:
         stage = self.stages[step.uses]
         settings = settings_of(step, stage, walk.attempt.get(step.id, 1))
+        if options.mode is not None and "mode" in stage.settings.model_fields:
+            settings = settings.model_copy(update={"mode": options.mode})
         inputs = {name: walk.artifacts[source] for name, source in sorted(step.inputs.items())}
         made_by = self._made_by(stage, settings, inputs)
         key = digest_of(made_by)
@@ -211,9 +273,12 @@ class Runner:
             self._note_reused(step, attempt, key, "stage", known.run, artifact.digest, known.metrics)
         else:
             artifact = self._execute(step, stage, settings, inputs, made_by, attempt, options, deadline)
+        self._publish(step, artifact)
+        return artifact
+
+    def _publish(self, step: StageStep, artifact: Artifact) -> None:
         for file, target in step.files.items():
             self.workspace.publish(artifact.file(file), target)
-        return artifact
 
     def _note_reused(
         self, step: Step, attempt: int, key: str, kind: str, origin: str, artifact: str | None, metrics: Any
@@ -271,18 +336,20 @@ class Runner:
         self.reporter.step(step, attempt, "start", stage.title)
         staging = self.workspace.store.new_staging()
         limit = options.max_usd if options.max_usd is not None else self.profile.limits.max_usd
-        context = StageContext(
-            inputs=inputs,
-            out=staging / "payload",
-            scratch=self.workspace.scratch(key),
-            seed=self.profile.seed,
-            progress=_Timed(self.reporter.progress(step), deadline, step.id),
-            calls=LedgerCalls(self.ledger, self.name, step.id, limit),
-            teachers=self.teachers() if stage.teachers else {},
-            data=options.data,
-        )
+        calls = WatchedCalls(self.ledger, self.name, step.id, limit)
+        asked = calls if stage.teachers else None
         start = time.monotonic()
         try:
+            context = StageContext(
+                inputs=inputs,
+                out=staging / "payload",
+                scratch=self.workspace.scratch(key),
+                seed=self.profile.seed,
+                progress=WatchedProgress(self.reporter.progress(step), deadline, step.id, asked),
+                calls=calls,
+                teachers=self.teachers() if stage.teachers else {},
+                data=options.data,
+            )
             result = stage.run(settings, context)
             artifact = self.workspace.store.commit(
                 staging,
@@ -293,10 +360,11 @@ class Runner:
             )
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
-            told = _as_told(error, staging)
-            status = "stopped" if isinstance(error, BudgetError) else "failed"
-            self._end_quietly(step, attempt, status, str(told or type(error).__name__))
-            self.reporter.step(step, attempt, status, str(told or type(error).__name__))
+            told = as_told(error, staging)
+            stopped = isinstance(error, BudgetError | KeyboardInterrupt)
+            status, note = "stopped" if stopped else "failed", note_of(error, told)
+            self._end_quietly(step, attempt, status, note)
+            self.reporter.step(step, attempt, status, note)
             if told is None or told is error:
                 raise
             raise told from error
@@ -364,35 +432,14 @@ class Runner:
         try:
             return work()
         except BaseException as error:
-            told = _as_told(error, self.workspace.root)
-            self._end_quietly(step, attempt, "failed", str(told or type(error).__name__))
+            told = as_told(error, self.workspace.root)
+            self._end_quietly(step, attempt, "failed", note_of(error, told))
             if told is None or told is error:
                 raise
             raise told from error
 
 
-class _Timed:
-    """A progress that also ends the run when its time is over."""
-
-    def __init__(self, inner: Progress, deadline: float | None, step: str) -> None:
-        self._inner = inner
-        self._deadline = deadline
-        self._step = step
-
-    def update(self, done: int, total: int, **facts: float | int | str) -> None:
-        """Pass the progress on, or raise ``BudgetError`` when the run's time limit has passed."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise BudgetError(f"time limit reached in {self._step} at {done} of {total}; run again to go on")
-        self._inner.update(done, total, **facts)
-
-
-def _as_told(error: BaseException, path: Path) -> CogumiError | None:
-    """Return the error in the contract's words, or None when it is a defect or an interrupt."""
-    if isinstance(error, CogumiError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_error(error, path)
-    if isinstance(error, Exception) and "No space left on device" in str(error):
-        # safetensors and llama.cpp wrap the system's error in their own.
-        return disk_error(OSError(errno.ENOSPC, "No space left on device"), path)
-    return None
+def _work(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was to be made, without how its teachers were asked: the answers are the same."""
+    settings = {name: value for name, value in made_by["settings"].items() if name != "mode"}
+    return {**made_by, "settings": settings}

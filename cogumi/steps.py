@@ -47,6 +47,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def feeding(profile: Profile, names: Sequence[str]) -> list[StageStep]:
+    """Return these stages and all that they are made from, in the profile's order."""
+    found: list[StageStep] = []
+    wanted = set(names)
+    for step in reversed(profile.steps):
+        if isinstance(step, StageStep) and step.id in wanted:
+            found.insert(0, step)
+            wanted.update(step.inputs.values())
+    return found
+
+
 def check_stages(profile: Profile, stages: Mapping[str, Stage[Any]]) -> None:
     """Raise ``UsageError`` when a step names an unknown stage, input or setting: before anything is spent."""
     for step in profile.steps:

@@ -22,3 +22,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def rate(per_second: float) -> str:
+    """Format a pace: ``1,240/s``, ``8.3/s``, and by the minute where it is slow: ``12/min``."""
+    if per_second >= 10:
+        return f"{per_second:,.0f}/s"
+    if per_second >= 1:
+        return f"{per_second:.1f}/s"
+    return f"{60 * per_second:.2g}/min"
+
+
+def money(real: float, simulated: float) -> str:
+    """Format dollars spent so far, briefly; play money is named as such: ``$3.10``, ``$0.0042 simulated``."""
+    if simulated and real:
+        return f"{_usd(real)} + {_usd(simulated)} simulated"
+    return f"{_usd(simulated)} simulated" if simulated else _usd(real)
+
+
+def _usd(dollars: float) -> str:
+    return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"

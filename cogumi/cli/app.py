@@ -15,6 +15,9 @@ from typer.exceptions import TyperException
 from cogumi.cli.common import Common, DataOption, WorkspaceOption
 from cogumi.errors import CogumiError
 
+_INTERRUPTED = 130
+"""What Typer makes of Ctrl-C: 128 and the number of the signal."""
+
 app = typer.Typer(
     name="cogumi",
     no_args_is_help=True,
@@ -66,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     _register()
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="cogumi", standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except CogumiError as error:
         _fail(str(error), error.exit_code, arguments)
     except typer.Exit as stop:
@@ -76,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(0)
         _fail(_usage_line(error), 2, arguments)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; run the same command again to go on", 130, arguments)
+        _fail("interrupted; run the same command again to go on", _INTERRUPTED, arguments)
     except BrokenPipeError:
         # The reader of our output went away (`cogumi … | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

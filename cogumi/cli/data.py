@@ -1,4 +1,4 @@
-"""``cogumi data``: what is wrong with data files, and what they hold."""
+"""``cogumi data``: making data, what is wrong with data files, and what they hold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from cogumi.cli import data_stages
 from cogumi.cli.common import JsonOption, echo_json
 from cogumi.errors import RunError, UsageError
 
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from evals.lint.linter import Report
     from evals.lint.stats import DataStats
 
-_HELP = """Check and count data files: JSON lines, JSON, CSV, TSV, Parquet, and the text forms in gzip.
+_HELP = """Make training data step by step, and check and count data files.
 
-Example: cogumi data lint train.jsonl --against benchmarks/
+Files may be JSON lines, JSON, CSV, TSV, Parquet, and the text forms in gzip.
+
+\b
+Example: cogumi data generate --profile llama-3.1-8b --dry-run
+         cogumi data lint train.jsonl --against benchmarks/
 """
 
 _LINT = """Find what is wrong with training or benchmark files; exit 1 when anything is.
@@ -80,6 +85,7 @@ def spread_against(args: Sequence[str]) -> list[str]:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+    data_stages.register(group)
     group.command("lint", help=_LINT, cls=_ManyAgainst)(lint)
     group.command("stats", help=_STATS)(stats)
     app.add_typer(group, name="data")

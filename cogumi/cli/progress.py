@@ -3,42 +3,137 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cogumi.cli.common import on_terminal, say
 from cogumi.profile import GateStep, MeasureStep, StageStep, Step
 from cogumi.stage import Progress as StageProgress
-from cogumi.units import duration
+from cogumi.units import duration, rate
 
 _PLAIN_EVERY_S = 5.0
+_PLAIN_EVERY_AT_MOST_S = 60.0
+_PLAIN_WIDTH = 110
+_DRAWN_EVERY_S = 0.1
+_WINDOW_S = 30.0
+_WINDOW_STEPS = 10
+_SAMPLED_EVERY_S = 0.2
+
+
+class Pace:
+    """How fast work goes now: over the last half minute, or the last ten steps where these took longer.
+
+    What the ledger had from an earlier process is no work of this one and is left out, and so is what is
+    done already when the first update comes.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[float, int]] = deque()
+        """(moment, units worked until then)"""
+        self._worked = 0
+        self._last: tuple[int, int] | None = None
+        self._total = 0
+        self._unit = ""
+
+    def update(self, done: int, total: int, *, replayed: int = 0, unit: str = "") -> None:
+        """Count ``done`` of ``total`` units, of which ``replayed`` cost no work.
+
+        Another unit, or a smaller ``done`` or ``total``, is another phase, which goes at a pace of its own.
+        """
+        now = self._clock()
+        if self._last is None or unit != self._unit or done < self._last[0] or total < self._total:
+            self._samples.clear()
+            self._worked = 0
+            self._samples.append((now, 0))
+        elif total == self._total:
+            self._worked += max(0, (done - self._last[0]) - max(0, replayed - self._last[1]))
+        self._last, self._total, self._unit = (done, replayed), total, unit
+        if self._worked > self._samples[-1][1]:
+            if len(self._samples) > 1 and now - self._samples[-1][0] < _SAMPLED_EVERY_S:
+                self._samples[-1] = (self._samples[-1][0], self._worked)
+            else:
+                self._samples.append((now, self._worked))
+        while len(self._samples) > _WINDOW_STEPS and self._samples[1][0] < now - _WINDOW_S:
+            self._samples.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """Units a second; None while nothing can be said."""
+        if len(self._samples) < 2:
+            return None
+        start, worked = self._samples[0]
+        elapsed = self._clock() - start
+        return (self._samples[-1][1] - worked) / elapsed if elapsed >= 1 else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end at this pace; None while nothing can be said."""
+        pace = self.per_second
+        return None if not pace or self._last is None else (self._total - self._last[0]) / pace
 
 
 class Line:
     """Progress of one piece of work on standard error: a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._label = label
+        self._clock = clock
         self._live = _Bar(label) if on_terminal() else None
-        self._start = self._told = time.monotonic()
+        self._pace = Pace(clock)
+        self._start = self._told = clock()
 
     def update(self, done: int, total: int, **facts: float | int | str) -> None:
-        """Show ``done`` of ``total`` with ETA and facts, as often as the stream can bear."""
-        told = "".join(f", {name} {_fact(value)}" for name, value in facts.items())
-        if self._live is not None:
-            self._live.show(done, total, told.removeprefix(", "))
-            return
-        now = time.monotonic()
-        if now - self._told < _PLAIN_EVERY_S:
+        """Show ``done`` of ``total`` with rate, ETA and facts, as often as the stream can bear.
+
+        Among the facts ``unit`` says what is counted, and ``replayed`` how much of it the ledger had already.
+        """
+        replayed = int(facts.pop("replayed", 0))
+        unit = str(facts.pop("unit", ""))
+        self._pace.update(done, total, replayed=replayed, unit=unit)
+        now = self._clock()
+        if self._live is None:
+            age = now - self._start
+            if now - self._told < min(_PLAIN_EVERY_AT_MOST_S, max(_PLAIN_EVERY_S, age / 20)):
+                return
+        elif now - self._told < _DRAWN_EVERY_S and 0 < done < total:
             return
         self._told = now
-        eta = f", {duration((total - done) * (now - self._start) / done)} left" if 0 < done < total else ""
-        say(f"    {self._label}: {done}/{total}{told}{eta}")
+        words = self._words(done, total, replayed, facts)
+        if self._live is not None:
+            self._live.show(done, total, unit, ", ".join(words))
+        else:
+            say(_cut([f"    {self._label}: {done:,}/{total:,} {unit}".rstrip(), *words]))
 
     def close(self) -> None:
         """Wipe the live bar, if one is shown."""
         if self._live is not None:
             self._live.stop()
+
+    def _words(
+        self, done: int, total: int, replayed: int, facts: Mapping[str, float | int | str]
+    ) -> list[str]:
+        pace, left = self._pace.per_second, self._pace.left_s
+        words = [rate(pace)] if pace else []
+        if left is not None and done < total:
+            words.append(f"{duration(left)} left")
+        if "spent" in facts:
+            words.append(str(facts["spent"]))
+        words += [
+            f"{name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items() if name != "spent"
+        ]
+        return [*words, f"{replayed:,} from the ledger"] if replayed else words
+
+
+def _cut(words: list[str]) -> str:
+    """Join as many words as a plain line bears."""
+    line = words[0]
+    for word in words[1:]:
+        if len(line) + 2 + len(word) > _PLAIN_WIDTH:
+            break
+        line += f", {word}"
+    return line
 
 
 class _Bar:
@@ -46,23 +141,29 @@ class _Bar:
 
     def __init__(self, label: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
+        console = Console(stderr=True)
+        # What does not fit is cut off: a second line would jump about.
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._bar = Progress(
             TextColumn("    {task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=Console(stderr=True),
+            BarColumn(bar_width=16 if console.width >= 100 else 8),
+            TextColumn("{task.fields[counted]}"),
+            TextColumn("{task.fields[facts]}", table_column=cut),
+            console=console,
+            refresh_per_second=4,
             transient=True,
+            expand=True,
         )
-        self._task = self._bar.add_task(label, total=None, facts="")
+        self._task = self._bar.add_task(label, total=None, counted="", facts="")
 
-    def show(self, done: int, total: int, facts: str) -> None:
+    def show(self, done: int, total: int, unit: str, facts: str) -> None:
         """Draw the bar."""
         self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, facts=facts)
+        counted = f"{done:,}/{total:,} {unit}".rstrip()
+        self._bar.update(self._task, completed=done, total=total, counted=counted, facts=facts)
 
     def stop(self) -> None:
         """Wipe the bar."""
@@ -70,7 +171,9 @@ class _Bar:
 
 
 def _fact(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def describe(step: Step) -> str:

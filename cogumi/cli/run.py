@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ from cogumi.units import duration
 from cogumi.workspace import check_run_name
 
 if TYPE_CHECKING:
-    from cogumi.runner import Outcome, RunOptions
+    from cogumi.runner import Outcome, Runner
     from cogumi.stage import Stage
     from cogumi.store import Artifact
     from evals.measure import Measurer
@@ -36,8 +37,9 @@ _HELP = """Run a profile: build, measure, decide, and try harder where a gate sa
 Running the same command again goes on where the last process ended, however it ended. Exits 0 when every step
 ran and no gate stopped it, else with the code of the gate that did.
 
+\b
 Example: cogumi run                          (the rehearsal: offline, no key, under 10 minutes)
-         cogumi run --until merge --max-cost 5
+         cogumi run --until merged --max-cost 5
 """
 
 
@@ -84,9 +86,10 @@ def run(
         print_plan(document)
         return
     _check_feasible(infeasible_targets(document), accept or [])
-    _confirm(estimate_run(chosen).real_usd, yes, max_cost)
+    confirm_spending("this run", estimate_run(chosen).real_usd, yes, max_cost)
     options = RunOptions(until=until, start=start, max_usd=max_cost, data=where.data)
-    outcome = _walk(where, chosen, run_name, options, accept or [])
+    with open_runner(where, chosen, run_name) as runner:
+        outcome = runner.run(options, accept or [])
     _farewell(where, run_name, chosen, outcome)
     raise typer.Exit(outcome.exit_code)
 
@@ -104,18 +107,28 @@ def _check_feasible(targets: dict[str, str], accepted: list[str]) -> None:
             )
 
 
-def _confirm(usd: float | None, yes: bool, max_cost: float | None) -> None:
-    """Ask before real money is spent; without a terminal, ``--yes`` must say so."""
+def confirm_spending(what: str, usd: float | None, yes: bool, max_cost: float | None) -> None:
+    """Ask before real money is spent on ``what``; without a terminal, ``--yes`` must say so.
+
+    ``usd`` is None where a price is unknown. Raises ``UsageError`` without a terminal to ask on.
+    """
     if usd == 0 or yes:
         return
     told = f"about ${usd:.2f}" if usd is not None else "an amount that is not known (no price is set)"
     limit = f", at most ${max_cost:.2f}" if max_cost is not None else ""
     if not sys.stdin.isatty():
-        raise UsageError(f"this run spends {told}{limit} with providers: add --yes to agree")
-    typer.confirm(f"This run spends {told}{limit} with providers. Go on?", abort=True, err=True)
+        raise UsageError(f"{what} spends {told}{limit} with providers: add --yes to agree")
+    typer.confirm(
+        f"{what[0].upper()}{what[1:]} spends {told}{limit} with providers. Go on?", abort=True, err=True
+    )
 
 
-def _walk(where: Place, profile: Profile, name: str, options: RunOptions, accepted: list[str]) -> Outcome:
+@contextmanager
+def open_runner(where: Place, profile: Profile, name: str, *, linted: bool = True) -> Iterator[Runner]:
+    """Give the runner of a profile with its judge, its teachers and its reporter on standard error.
+
+    With ``linted`` the profile's benchmarks are linted now, and training data before it is trained on.
+    """
     from cogumi.runner import Runner
     from evals.measure import Measurer
     from gates.service import GateService
@@ -124,12 +137,11 @@ def _walk(where: Place, profile: Profile, name: str, options: RunOptions, accept
     where.workspace.create()
     reporter = RunReporter()
     measurer = Measurer(where.workspace, where.data, reporter.tell)
-    stages = _linted(profile, measurer, all_stages())
+    stages = _linted(profile, measurer, all_stages()) if linted else all_stages()
     with TeacherPool(where.workspace, profile) as teachers:
         judge = GateService(measurer, profile, name, teachers)
-        runner = Runner(where.workspace, profile, name, stages, judge, reporter, teachers)
         try:
-            return runner.run(options, accepted)
+            yield Runner(where.workspace, profile, name, stages, judge, reporter, teachers)
         finally:
             measurer.close()
 
