@@ -62,8 +62,10 @@ def profile_document(options: argparse.Namespace) -> dict[str, Any]:
         document["teachers"][name] = {"api": teacher["api"], "base_url": "local", **_price(name)}
         document["teachers"][name]["model"] = teacher["model"]
     for step in document["steps"]:
-        settings = step["settings"]
-        if step["uses"] == "generation.merge":
+        settings = step.get("settings", {})
+        # Llama's tokenizer is not everywhere: tokens are estimated here, and the card says so.
+        settings.pop("tokenizer", None)
+        if step.get("uses", "generation.merge") == "generation.merge":
             continue
         settings |= {"concurrency": options.concurrency, "poll_seconds": 0.5, "backoff_seconds": 0.1}
         settings |= {"timeout_seconds": options.timeout_seconds, "attempts": 20}
@@ -76,7 +78,6 @@ def profile_document(options: argparse.Namespace) -> dict[str, Any]:
         if "reserve_share" in settings and rate:
             # A tenth refused and a tenth cut short, also of the repairs, leave 4 % without an answer.
             settings |= {"reserve_share": 0.1, "reserve": 10}
-    document["steps"].append({"id": "decided", "gate": "phase1-data", "artifact": "merged"})
     return document
 
 

@@ -33,11 +33,14 @@ class Asking:
         self._total = sum(len(requests) for _, requests in jobs)
         self._done = 0
         self._under_way = [0] * len(jobs)
+        self._failure: BaseException | None = None
         self._clients: list[TeacherClient] = []
+        self._taken: list[tuple[int, int, Reply]] = []
+        self._handing_on: asyncio.Task[None] | None = None
 
     async def run(self) -> TeacherStats:
         """Ask everything; return what happened on the wire."""
-        recorder = Recorder(self._calls, self._stop)
+        recorder = Recorder(self._calls, self.stop)
         paces = _paces([config for config, _ in self._jobs])
         for number, (config, _) in enumerate(self._jobs):
             self._clients.append(
@@ -47,8 +50,7 @@ class Asking:
                     self._options.concurrency,
                     self._options.policy,
                     paces[config.provider],
-                    self._taker(number),
-                    self._stop,
+                    _Ear(self, number),
                 )
             )
         self._tell()
@@ -57,6 +59,9 @@ class Asking:
             return_exceptions=True,
         )
         await recorder.drained()
+        await self.settled()
+        if self._failure is not None:
+            raise self._failure
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -80,20 +85,42 @@ class Asking:
                     )
             except BaseException as error:
                 # The others ask nothing new either, but what they have under way is awaited and kept.
-                self._stop(error)
+                self.stop(error)
                 raise
 
-    def _stop(self, error: BaseException) -> None:
+    def stop(self, error: BaseException) -> None:
+        """Let no teacher ask anything new."""
+        if self._failure is None:
+            self._failure = error
         for client in self._clients:
             client.stop(error)
 
-    def _taker(self, number: int) -> Callable[[int, Reply], None]:
-        def take(place: int, reply: Reply) -> None:
+    def take(self, number: int, place: int, reply: Reply) -> None:
+        """Take a reply of a job; it is told soon."""
+        self._taken.append((number, place, reply))
+        if self._handing_on is None:
+            self._handing_on = asyncio.create_task(self._hand_on())
+
+    async def settled(self) -> None:
+        """Return when every reply so far has been told."""
+        while self._handing_on is not None:
+            await self._handing_on
+
+    async def _hand_on(self) -> None:
+        """Tell replies beside the event loop: while it stood still, answers on their way would time out."""
+        while self._taken and self._failure is None:
+            taken, self._taken = self._taken, []
+            try:
+                await asyncio.to_thread(self._tell_replies, taken)
+            except BaseException as error:
+                self.stop(error)
+        self._handing_on = None
+
+    def _tell_replies(self, taken: Sequence[tuple[int, int, Reply]]) -> None:
+        for number, place, reply in taken:
             self._done += 1
             self._on_reply(number, place, reply)
             self._tell()
-
-        return take
 
     def _batches_told(self, number: int, count: int) -> None:
         self._under_way[number] = count
@@ -102,6 +129,23 @@ class Asking:
     def _tell(self) -> None:
         if self._on_progress:
             self._on_progress(min(self._done + sum(self._under_way), self._total), self._total)
+
+
+class _Ear:
+    """Hears what becomes of one job's requests."""
+
+    def __init__(self, asking: Asking, number: int) -> None:
+        self._asking = asking
+        self._number = number
+
+    def reply(self, place: int, reply: Reply) -> None:
+        self._asking.take(self._number, place, reply)
+
+    async def settled(self) -> None:
+        await self._asking.settled()
+
+    def failed(self, error: BaseException) -> None:
+        self._asking.stop(error)
 
 
 def _paces(configs: Sequence[TeacherConfig]) -> dict[tuple[str, str | None, str | None], Pace]:

@@ -46,7 +46,7 @@ async def ask_batch(
     Raises ``RunError`` or ``BudgetError`` like ``TeacherClient.ask_many``; what was collected is kept.
     """
     questions = Questions.of(requests, client.config)
-    known = client.hand_on_recorded(questions, list(questions.by_key))
+    known = await client.hand_on_recorded(questions, list(questions.by_key))
     client.stats.from_ledger += len(known)
     collector = _Collector(client, questions, poll_seconds, on_under_way)
     # Cut before what is known or under way is left out, so that a resumed run cuts alike.
@@ -102,8 +102,8 @@ class _Collector:
         self.open = self._still_open(client.calls.open_batches(client.config.api))
         """Batches of an earlier run that hold answers which are asked for now."""
         self._active = 0
-        # One body at a time is in memory while it is built and sent.
-        self._sending = asyncio.Lock()
+        # The requests or the results of one batch at a time are in memory.
+        self._bulk = asyncio.Lock()
 
     def _still_open(self, batches: list[OpenBatch]) -> list[OpenBatch]:
         """Return those of our batches that hold an answer which the ledger lacks, and close the others.
@@ -212,8 +212,9 @@ class _Collector:
             if status.queue_full:
                 return _Outcome(batch_id, status.problem, queue_full=True)
             raise RunError(f"teacher {client.config.name} refused batch {batch_id}: {status.problem}")
-        items = await self._results(status)
-        return _Outcome(batch_id, await self._record(ticket, batch, batch_id, items))
+        async with self._bulk:
+            items = await self._results(status)
+            return _Outcome(batch_id, await self._record(ticket, batch, batch_id, items))
 
     async def _ended(self, key: str, batch_id: str) -> BatchStatus:
         client = self._client
@@ -251,7 +252,7 @@ class _Collector:
                 f"teacher {client.config.name}: the submission of a batch was cut off, and {missing} of its "
                 "requests are no longer asked; nothing was paid for it, run again to ask the others"
             )
-        async with self._sending:
+        async with self._bulk:
             bodies = [provider.body(self._questions.by_key[key]) for key in batch.requests]
             uploaded = await client.call(lambda: provider.upload(ticket, bodies))
             # After a failure without an answer the batch may exist all the same: look before leaping.
@@ -307,6 +308,7 @@ class _Collector:
         for record in records:
             if record.key in self._questions.places:
                 client.hand_on(self._questions, record.key, dict(record.response))
+        await client.listener.settled()
         client.raise_if_stopped()
         for item in failed:
             if item.kind == "fatal":

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cogumi.errors import CogumiError, RunError
 from cogumi.stage import CallRecord, TeacherConfig
@@ -25,13 +25,27 @@ from cogumi.teachers.types import (
     response_of,
 )
 
-OnReply = Callable[[int, Reply], None]
-"""Told (place of the request, reply) as soon as the reply is in the ledger, in no order."""
 ResultT = TypeVar("ResultT")
 
 _READ_ROWS = 1000
 REFUSALS_IN_A_ROW = 5
 """Requests refused one after another before the fault is taken to be ours or the account's."""
+
+
+class Listener(Protocol):
+    """Who is told what becomes of a teacher's requests."""
+
+    def reply(self, place: int, reply: Reply) -> None:
+        """Take the reply to the request at this place, which is in the ledger now; they come in no order."""
+        ...
+
+    async def settled(self) -> None:
+        """Return when every reply so far has been dealt with, so that no more than these are in memory."""
+        ...
+
+    def failed(self, error: BaseException) -> None:
+        """Stop the other teachers too."""
+        ...
 
 
 class RefusedError(RunError):
@@ -70,8 +84,7 @@ class TeacherClient:
         concurrency: int,
         policy: RetryPolicy,
         pace: Pace,
-        on_reply: OnReply,
-        on_failure: Callable[[BaseException], None],
+        listener: Listener,
     ) -> None:
         self.config = config
         self.recorder = recorder
@@ -79,8 +92,7 @@ class TeacherClient:
         self.policy = policy
         self.stats = TeacherStats()
         self._pace = pace
-        self._on_reply = on_reply
-        self._on_failure = on_failure
+        self.listener = listener
         self._provider: Provider | None = None
         self._concurrency = concurrency
         self._limit = AdaptiveLimit(concurrency)
@@ -105,9 +117,9 @@ class TeacherClient:
         """Tell whoever asks what the ledger holds for a key."""
         reply = Reply.from_response(response)
         for place in questions.places[key]:
-            self._on_reply(place, reply)
+            self.listener.reply(place, reply)
 
-    def hand_on_recorded(self, questions: Questions, keys: Sequence[str]) -> set[str]:
+    async def hand_on_recorded(self, questions: Questions, keys: Sequence[str]) -> set[str]:
         """Tell what the ledger already holds for these keys, and return those that it holds."""
         found: set[str] = set()
         # In slices: the answers of a whole step would not fit into memory beside each other.
@@ -115,6 +127,7 @@ class TeacherClient:
             for key, response in self.calls.recorded(keys[start : start + _READ_ROWS]).items():
                 found.add(key)
                 self.hand_on(questions, key, response)
+            await self.listener.settled()
         return found
 
     async def ask_many(self, requests: Sequence[TeacherRequest]) -> None:
@@ -124,7 +137,7 @@ class TeacherClient:
         that was answered until then is recorded.
         """
         questions = Questions.of(requests, self.config)
-        known = self.hand_on_recorded(questions, list(questions.by_key))
+        known = await self.hand_on_recorded(questions, list(questions.by_key))
         self.stats.from_ledger += len(known)
         waiting = deque(key for key in questions.by_key if key not in known)
 
@@ -204,7 +217,7 @@ class TeacherClient:
     def fail(self, error: BaseException) -> None:
         """Stop this client and those that are asked at the same time."""
         self.stop(error)
-        self._on_failure(error)
+        self.listener.failed(error)
 
     def stop(self, error: BaseException) -> None:
         """Ask nothing new; calls under way end and are recorded, then the first error is raised."""

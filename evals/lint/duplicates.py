@@ -28,9 +28,17 @@ NEAR_THRESHOLD = 0.8
 """Jaccard similarity from which lint calls two questions near duplicates; question writing uses the same."""
 _MOST_COMPARED = 4000
 _ROUNDING = 1e-9
-_MANY = 50
+_MANY = 32
 """Candidates of one shingle from which numpy sifts them faster than a loop."""
 _WORD = 2**64 - 1
+_TOKEN_BITS = 21
+_PARITY_BYTES = 32
+_SPREAD = 0x9E3779B97F4A7C15
+_WORTH = 40
+"""Candidates that may be looked at for each question held before the order of shingles is made anew."""
+_BLOCK = 4096
+_GROWN = 1.1
+"""Questions must have become so many times as many since the last time."""
 
 
 class Match(NamedTuple):
@@ -73,6 +81,17 @@ class QuestionIndex:
         self._starts = array("Q", [0])
         # By shingle (and group): the questions that have it in their prefix; most often it is a single one.
         self._postings: dict[int, int | array[int]] = {}
+        self._groups = array("I")
+        # 32 bytes a question.
+        self._parities = bytearray()
+        self._counts = array("I", [0])
+        """In how many questions each token is."""
+        self._weights: list[int] = []
+        """What orders the shingles: logarithms of those counts, as they were when last looked at."""
+        self._ordered = 0
+        """Questions that there were then."""
+        self._looked = 0
+        """Candidates that were looked at since."""
         self._latest: _Read | None = None
 
     def __len__(self) -> int:
@@ -85,7 +104,7 @@ class QuestionIndex:
             return None
         if _digest(read.tokens, in_group) in self._exact:
             return "exact"
-        return "near" if self._closest(read.shingles, in_group, first=True) else None
+        return "near" if self._closest(read, in_group, first=True) else None
 
     def closest(self, text: str, group: str = "") -> Match | None:
         """Return the most similar question added before, the earliest of equals; None below the threshold."""
@@ -93,7 +112,7 @@ class QuestionIndex:
         if in_group is None:
             return None
         number = self._exact.get(_digest(read.tokens, in_group))
-        return self._closest(read.shingles, in_group) if number is None else Match(number, 1.0)
+        return self._closest(read, in_group) if number is None else Match(number, 1.0)
 
     def add(self, text: str, group: str = "") -> int:
         """Remember a question and return its number; one whose tokens are known keeps its number."""
@@ -105,11 +124,59 @@ class QuestionIndex:
         if number == count:
             self._shingles.extend(read.shingles)
             self._starts.append(len(self._shingles))
-            # Two sets that are similar enough must share an element of their first |A| - ceil(t|A|) + 1.
-            size = len(read.shingles)
-            for shingle in read.shingles[: size - math.ceil(self.threshold * size - _ROUNDING) + 1]:
+            self._groups.append(in_group)
+            self._parities += read.parity.to_bytes(_PARITY_BYTES, "little")
+            for shingle in read.shingles[: self._prefix(len(read.shingles))]:
                 self._post(_key(shingle, in_group), number)
+            if self.threshold < 1:
+                self._count(read.tokens)
         return number
+
+    def _prefix(self, size: int) -> int:
+        # Two sets that are similar enough must share an element of their first |A| - ceil(t|A|) + 1.
+        return size - math.ceil(self.threshold * size - _ROUNDING) + 1
+
+    def _count(self, tokens: list[int]) -> None:
+        counts = self._counts
+        counts.extend([0] * (len(self._vocabulary) + 1 - len(counts)))
+        for token in set(tokens):
+            counts[token] += 1
+        count = len(self._groups)
+        if count > _GROWN * self._ordered and self._looked > _WORTH * count:
+            self._order_anew()
+
+    def _order_anew(self) -> None:
+        """Order all shingles by what is rare now, and post every question anew.
+
+        The filter needs one fixed order of all shingles and is the faster the rarer the first ones are. Which
+        are rare shows as questions arrive; so the order is taken from the counts anew when looking at
+        candidates has cost more than that does.
+        """
+        import numpy as np
+
+        self._ordered, self._looked = len(self._groups), 0
+        self._weights = [_weight(count) for count in self._counts]
+        self._latest = None
+        self._postings = {}
+        weights = np.array(self._weights, dtype=np.int64)
+        for begin in range(0, len(self._groups), _BLOCK):
+            self._order_block(begin, min(begin + _BLOCK, len(self._groups)), weights)
+
+    def _order_block(self, begin: int, end: int, weights: npt.NDArray[np.int64]) -> None:
+        # Some thousand questions at a time, as numpy's copies of all of them are larger than the index.
+        import numpy as np
+
+        starts = np.frombuffer(self._starts, dtype=np.int64)[begin : end + 1]
+        shingles = np.frombuffer(self._shingles, dtype=np.uint64)[starts[0] : starts[-1]]
+        sizes = np.diff(starts)
+        questions = np.repeat(np.arange(begin, end), sizes)
+        weight = np.sum([weights[_token(shingles, place)] for place in range(_SHINGLE)], axis=0)
+        shingles[:] = shingles[np.lexsort((shingles, weight, questions))]
+        prefixes = np.array([self._prefix(size) for size in sizes.tolist()])
+        within = np.arange(len(shingles)) - np.repeat(starts[:-1] - starts[0], sizes)
+        first = within < np.repeat(prefixes, sizes)
+        for shingle, number in zip(shingles[first].tolist(), questions[first].tolist(), strict=True):
+            self._post(_key(shingle, self._groups[number]), number)
 
     def _read(self, text: str) -> _Read:
         """Return a text's numbers; who asks after a question and then adds it has it read once."""
@@ -122,9 +189,27 @@ class QuestionIndex:
             known.get(token) or unknown.setdefault(token, len(known) + len(unknown) + 1)
             for token in tokens_of(text)
         ]
-        shingles = _rare_first(tokens) if self.threshold < 1 else []
-        self._latest = _Read(text, tokens, unknown, shingles)
+        shingles = self._rare_first(tokens) if self.threshold < 1 else []
+        self._latest = _Read(text, tokens, unknown, shingles, _parity(shingles))
         return self._latest
+
+    def _rare_first(self, tokens: list[int]) -> list[int]:
+        """Return the distinct trigrams of a question, packed into 64 bits, the rare ones first.
+
+        How rare one is, the counts of its tokens tell; tokens met since those were last looked at are rare.
+        Two million distinct tokens are packed without loss; beyond these two trigrams may fall together.
+        """
+        if len(tokens) < _SHINGLE:
+            tokens = [*[0] * (_SHINGLE - len(tokens)), *tokens]
+        known, most = self._weights, len(self._weights)
+        weights = [known[token] if token < most else 0 for token in tokens]
+        windows = {
+            (u + v + w, (a << 2 * _TOKEN_BITS) + (b << _TOKEN_BITS) + c & _WORD)
+            for u, v, w, a, b, c in zip(
+                weights, weights[1:], weights[2:], tokens, tokens[1:], tokens[2:], strict=False
+            )
+        }
+        return [shingle for _, shingle in sorted(windows)]
 
     def _post(self, key: int, number: int) -> None:
         held = self._postings.setdefault(key, number)
@@ -133,10 +218,10 @@ class QuestionIndex:
         elif held != number:
             self._postings[key] = array("I", (held, number))
 
-    def _closest(self, shingles: list[int], group: int, *, first: bool = False) -> Match | None:
-        search, mine = _Search(self.threshold - _ROUNDING), frozenset(shingles)
+    def _closest(self, read: _Read, group: int, *, first: bool = False) -> Match | None:
+        search, mine = _Search(self.threshold - _ROUNDING), frozenset(read.shingles)
         checked: set[int] = set()
-        for number in self._candidates(search, shingles, group):
+        for number in self._candidates(search, read, group):
             if number in checked:
                 continue
             checked.add(number)
@@ -149,10 +234,10 @@ class QuestionIndex:
                     break
         return search.best
 
-    def _candidates(self, search: _Search, shingles: list[int], group: int) -> Iterator[int]:
+    def _candidates(self, search: _Search, read: _Read, group: int) -> Iterator[int]:
         """Yield the questions that may be what the search still wants, some more than once."""
-        size, starts = len(shingles), self._starts
-        for at, shingle in enumerate(shingles):
+        size, starts, parities = len(read.shingles), self._starts, self._parities
+        for at, shingle in enumerate(read.shingles):
             # When two sets share this shingle and none before it, they share at most those that are left.
             left = size - at
             if left / size < search.floor:
@@ -162,42 +247,45 @@ class QuestionIndex:
                 continue
             numbers = array("I", (held,)) if isinstance(held, int) else held
             if len(numbers) > _MANY:
-                yield from self._of_many(search, numbers, size, left)
+                self._looked += _MANY + len(numbers) // 12
+                yield from self._of_many(search, numbers, read, left)
                 continue
+            self._looked += len(numbers)
             for number in numbers:
-                other = starts[number + 1] - starts[number]
-                common = min(left, other)
-                if search.wants(common / (size + other - common), number):
+                both = size + starts[number + 1] - starts[number]
+                at_byte = _PARITY_BYTES * number
+                theirs = int.from_bytes(parities[at_byte : at_byte + _PARITY_BYTES], "little")
+                # At least so many shingles are in one of the two alone: for most candidates that settles it.
+                apart = (read.parity ^ theirs).bit_count()
+                common = min(left, (both - apart) // 2)
+                if search.wants(common / (both - common), number):
                     yield number
 
-    def _of_many(self, search: _Search, numbers: array[int], size: int, left: int) -> Iterator[int]:
+    def _of_many(self, search: _Search, numbers: array[int], read: _Read, left: int) -> Iterator[int]:
         """Yield like ``_candidates``; when the search has found a better one, sift what is left again."""
         # Here, because most uses of the index are small and shall not load it.
         import numpy as np
 
         rest = np.array(numbers, dtype=np.uint32)
+        starts = np.frombuffer(self._starts, dtype=np.int64)
+        both = len(read.shingles) + starts[rest + 1] - starts[rest]
+        mine = np.frombuffer(read.parity.to_bytes(_PARITY_BYTES, "little"), dtype=np.uint64)
+        theirs = np.frombuffer(self._parities, dtype=np.uint64).reshape(-1, len(mine))[rest]
+        apart = np.bitwise_count(mine ^ theirs).sum(axis=1)
+        common = np.minimum(left, (both - apart) // 2)
+        most = common / (both - common)
         while len(rest):
-            other = self._sizes(rest)
-            common = np.minimum(left, other)
-            most = common / (size + other - common)
             wanted = most >= search.floor
             if search.best:
                 wanted &= (most > search.floor) | (rest < search.best.number)
-            rest = rest[wanted]
+            rest, most = rest[wanted], most[wanted]
             floor, done = search.floor, 0
             for number in rest.tolist():
                 yield number
                 done += 1
                 if search.floor > floor:
                     break
-            rest = rest[done:]
-
-    def _sizes(self, numbers: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        import numpy as np
-
-        starts = np.frombuffer(self._starts, dtype=np.int64)
-        sizes: npt.NDArray[np.int64] = starts[numbers + 1] - starts[numbers]
-        return sizes
+            rest, most = rest[done:], most[done:]
 
 
 class _Read(NamedTuple):
@@ -207,6 +295,7 @@ class _Read(NamedTuple):
     tokens: list[int]
     unknown: dict[str, int]
     shingles: list[int]
+    parity: int
 
 
 class _Search:
@@ -233,17 +322,23 @@ def _key(shingle: int, group: int) -> int:
     return group << 64 | shingle if group else shingle
 
 
-def _rare_first(tokens: list[int]) -> list[int]:
-    """Return the distinct trigrams of a question, packed into 64 bits, the rare ones first.
+def _parity(shingles: list[int]) -> int:
+    """Return which of 256 classes hold an odd number of these shingles, as bits.
 
-    The filter needs one fixed order of all shingles, and is the faster the rarer the first ones are. Frequent
-    tokens are met early, so the latest token of a trigram tells how rare it may be, before any is counted.
-    Two million distinct tokens are packed without loss; beyond these two trigrams may rarely fall together.
+    Two sets whose bits differ in d places differ in at least d elements.
     """
-    if len(tokens) < _SHINGLE:
-        tokens = [*[0] * (_SHINGLE - len(tokens)), *tokens]
-    windows = {
-        (max(a, b, c), (a << 42) + (b << 21) + c & _WORD)
-        for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)
-    }
-    return [shingle for _, shingle in sorted(windows, reverse=True)]
+    parity = 0
+    for shingle in shingles:
+        parity ^= 1 << (shingle * _SPREAD >> 56 & 255)
+    return parity
+
+
+def _weight(count: int) -> int:
+    return round(16 * math.log2(count)) if count else 0
+
+
+def _token(shingles: npt.NDArray[np.uint64], place: int) -> npt.NDArray[np.int64]:
+    """Return the tokens that stand at one of the three places of packed trigrams."""
+    token: npt.NDArray[np.int64] = (shingles >> (_TOKEN_BITS * (_SHINGLE - 1 - place))).astype("int64")
+    token &= 2**_TOKEN_BITS - 1
+    return token

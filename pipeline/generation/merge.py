@@ -24,10 +24,11 @@ from pipeline.generation.records import (
     VALIDATED,
     WRITER,
     cells_of,
+    each_row,
     write_json,
     write_rows,
 )
-from pipeline.generation.training_file import AnswerFile, Sources, each_row, merged_rows, write_parquet
+from pipeline.generation.training_file import AnswerFile, Sources, merged_rows, write_parquet
 from pipeline.generation.writer import WriterSettings
 
 CARD = "card.json"

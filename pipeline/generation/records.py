@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -107,24 +107,33 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         raise disk_error(error, path) from error
 
 
+def each_row(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, int, Row]]:
+    """Yield (line, place in bytes, row) of a JSONL file.
+
+    Raises ``RunError`` naming file and line of a row without these text fields.
+    """
+    place = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            start, place = place, place + len(line)
+            if line == b"\n":
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{where}: not JSON ({error}); make the step before again") from None
+            missing = [
+                each for each in fields if not isinstance(row, dict) or not isinstance(row.get(each), str)
+            ]
+            if missing:
+                raise RunError(f"{where}: no text under {', '.join(missing)}; make the step before again")
+            yield number, start, row
+
+
 def read_rows(path: Path, fields: tuple[str, ...]) -> list[Row]:
     """Read JSONL rows; raises ``RunError`` naming file and line of one without these text fields."""
-    rows: list[Row] = []
-    # Not splitlines: a question may hold a line separator of Unicode, which JSON leaves as it is.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: not JSON ({error}); make the step before again") from None
-        missing = [name for name in fields if not isinstance(row, dict) or not isinstance(row.get(name), str)]
-        if missing:
-            raise RunError(
-                f"{path}, line {number}: no text under {', '.join(missing)}; make the step before again"
-            )
-        rows.append(row)
-    return rows
+    return [row for _, _, row in each_row(path, fields)]
 
 
 QUESTION_FIELDS = ("question_id", "domain", "difficulty", "question", "model")

@@ -15,7 +15,7 @@ from cogumi.errors import RunError
 from cogumi.store import disk_error
 from pipeline.generation.measured import FIELDS
 from pipeline.generation.prompts import SCORES
-from pipeline.generation.records import QUESTION_FIELDS
+from pipeline.generation.records import QUESTION_FIELDS, each_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,30 +69,6 @@ class AnswerFile:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
-
-
-def each_row(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, int, Row]]:
-    """Yield (line, place in bytes, row) of a JSONL file.
-
-    Raises ``RunError`` naming file and line of a row without these text fields.
-    """
-    place = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            start, place = place, place + len(line)
-            if line == b"\n":
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RunError(f"{where}: not JSON ({error}); make the step before again") from None
-            missing = [
-                each for each in fields if not isinstance(row, dict) or not isinstance(row.get(each), str)
-            ]
-            if missing:
-                raise RunError(f"{where}: no text under {', '.join(missing)}; make the step before again")
-            yield number, start, row
 
 
 def merged_rows(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.near_duplicate_texts import real_questions, with_variants
 from benchmarks.near_duplicates import brute_force, by_index
+from evals.lint import duplicates
 from evals.lint.duplicates import Match, QuestionIndex, tokens_of
 from evals.lint.stats import data_stats
 
@@ -69,6 +70,17 @@ def check(questions: Sequence[tuple[str, str]], threshold: float) -> None:
 @given(st.lists(ASKED, max_size=40), THRESHOLDS)
 def test_index_equals_brute_force(questions: list[tuple[str, str]], threshold: float) -> None:
     check(questions, threshold)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ASKED, max_size=30), THRESHOLDS, st.integers(1, 5))
+def test_index_equals_brute_force_however_often_its_order_is_made_anew(
+    questions: list[tuple[str, str]], threshold: float, block: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("_WORTH", -1), ("_GROWN", 0.5), ("_BLOCK", block), ("_MANY", block)):
+            patch.setattr(duplicates, name, value)
+        check(questions, threshold)
 
 
 @settings(max_examples=15, deadline=None)
