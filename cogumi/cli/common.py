@@ -29,6 +29,10 @@ ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="Profile name, or path of a YAML file.")
 ]
 RunOption = Annotated[str | None, typer.Option("--run", "-r", help="Name of the run.")]
+MaxCostOption = Annotated[
+    float | None, typer.Option("--max-cost", min=0, help="Stop before spending more US dollars (exit 6).")
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before real money is spent.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 DEFAULT_PROFILE = "rehearsal"

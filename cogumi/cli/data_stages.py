@@ -14,10 +14,12 @@ from cogumi.cli.common import (
     DEFAULT_PROFILE,
     DataOption,
     JsonOption,
+    MaxCostOption,
     Place,
     ProfileOption,
     RunOption,
     WorkspaceOption,
+    YesOption,
     dollars,
     echo_json,
     place,
@@ -85,10 +87,6 @@ class Difficulty(StrEnum):
     hard = "hard"
 
 
-MaxCostOption = Annotated[
-    float | None, typer.Option("--max-cost", min=0, help="Stop before spending more US dollars (exit 6).")
-]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before real money is spent.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what it would take and do nothing.")]
 ModeOption = Annotated[
     Mode | None,

@@ -12,9 +12,11 @@ import typer
 from cogumi.cli.common import (
     DEFAULT_PROFILE,
     DataOption,
+    MaxCostOption,
     Place,
     ProfileOption,
     WorkspaceOption,
+    YesOption,
     dollars,
     place,
     say,
@@ -58,10 +60,8 @@ def run(
     start: Annotated[
         str | None, typer.Option("--from", help="Begin at this step; earlier ones are done.")
     ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="Stop before spending more US dollars (exit 6).")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before real money is spent.")] = False,
+    max_cost: MaxCostOption = None,
+    yes: YesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")] = False,
     accept: Annotated[
         list[str] | None,
