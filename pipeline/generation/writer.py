@@ -71,6 +71,8 @@ class QuestionWriter:
         self._options = options
         self._bill = bill
         self._index = QuestionIndex(settings.near_duplicate_threshold)
+        self._unread: list[str] = []
+        """Questions of an earlier writer that are not in the index yet."""
         self._texts: list[str] = []
         """The questions of the index, by number."""
         self._leaks = LeakCheck(
@@ -89,8 +91,13 @@ class QuestionWriter:
         for name, account in accounts.items():
             domain, _, difficulty = name.partition("/")
             self.accounts[Cell(domain, difficulty)] = CellAccount.of(account)
-        for row in rows:
-            self._remember(row["question"])
+        self._unread = [row["question"] for row in rows]
+
+    def _recall(self) -> None:
+        # Only when more is written: until then the index would lie beside all that is judged.
+        for question in self._unread:
+            self._remember(question)
+        self._unread = []
 
     def document(self) -> dict[str, Any]:
         """Return what ``resume`` and a reader need: settings and accounts."""
@@ -105,6 +112,7 @@ class QuestionWriter:
         Raises ``RunError`` with an account of every cell that saturated: its teacher repeats itself. All
         other cells are filled before, so that another run pays for nothing of them.
         """
+        self._recall()
         filling = _Filling(wanted)
         for cell in wanted:
             self.accounts.setdefault(cell, CellAccount())
