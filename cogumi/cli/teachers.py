@@ -53,20 +53,9 @@ class TeacherPool:
 
             settings = self._profile.local_teacher
             assert settings is not None  # the profile's own check holds this
-            options = TeacherOptions(
-                state=self._workspace.root / "local-teacher",
-                error_rate=settings.error_rate,
-                error_rates=settings.error_rates,
-                judge_reject_rate=settings.judge_reject_rate,
-                malformed_rate=settings.malformed_rate,
-                seed=settings.seed,
-                latency_ms=settings.latency_ms,
-                batch_delay=settings.batch_delay,
-                faults={str(name): rate for name, rate in settings.faults.items()},
-                stall_seconds=settings.stall_seconds,
-                retry_after_seconds=settings.retry_after_seconds,
-                varied=settings.varied,
-            )
+            # A profile names these as the process does.
+            state = self._workspace.root / "local-teacher"
+            options = TeacherOptions(state=state, **settings.model_dump())
             teacher = LocalTeacher(options)
             teacher.start()
             self._local = teacher

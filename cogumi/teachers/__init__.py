@@ -47,7 +47,6 @@ def ask(
     jobs: Sequence[Job],
     options: AskOptions,
     on_progress: Callable[[int, int], None] | None = None,
-    on_reply: OnReply | None = None,
 ) -> tuple[list[list[Reply]], TeacherStats]:
     """Ask several teachers at the same time; return their replies in the order of the requests.
 
@@ -57,8 +56,6 @@ def ask(
 
     def take(job: int, place: int, reply: Reply) -> None:
         replies[job][place] = reply
-        if on_reply:
-            on_reply(job, place, reply)
 
     stats = ask_each(calls, jobs, options, take, on_progress)
     return [[reply for reply in row if reply is not None] for row in replies], stats
