@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,16 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         raise RunError(f"{latest}: checkpoint unreadable ({error}); delete it and run again") from error
 
 
-def optimizer_moments(optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]) -> Tensors:
-    """Copy AdamW's state out under the parameters' names."""
+def optimizer_moments(
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, torch.nn.Parameter],
+    whole: Callable[[torch.Tensor], torch.Tensor],
+) -> Tensors:
+    """Copy AdamW's state out under the parameters' names; ``whole`` joins what is spread over processes."""
     tensors: Tensors = {}
     for name, parameter in named.items():
         for key in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{key}/{name}"] = optimizer.state[parameter][key]
+            tensors[f"{key}/{name}"] = whole(optimizer.state[parameter][key])
     return tensors
 
 
@@ -94,11 +98,12 @@ def restore_moments(
     moments: Tensors,
     *,
     step: int,
+    fill: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
-    """Put AdamW's state back as it was after ``step`` steps."""
+    """Put AdamW's state back as it was after ``step`` steps; ``fill`` writes a whole tensor into its place."""
     for name, parameter in named.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step), device=parameter.device),
-            "exp_avg": moments[f"exp_avg/{name}"].to(parameter.device),
-            "exp_avg_sq": moments[f"exp_avg_sq/{name}"].to(parameter.device),
-        }
+        entry = {"step": torch.tensor(float(step), device=parameter.device)}
+        for key in ("exp_avg", "exp_avg_sq"):
+            entry[key] = torch.zeros_like(parameter)
+            fill(entry[key], moments[f"{key}/{name}"])
+        optimizer.state[parameter] = entry

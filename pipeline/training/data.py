@@ -1,32 +1,23 @@
-"""Training data: rows of the merged file, rendered in the model's chat template, cut into steps.
+"""Training data: rows of the merged file, rendered in the model's chat template, split into train and held-out.
 
-Covered: loss on assistant tokens only (the end of the turn included), a held-out split that a question
-never leaves, steps of random rows whose micro-batches hold rows of like length. Not covered: packing
-several rows into one.
-
-Two measurements made this choice. In the micro-domains a length is nearly a domain, so whole steps of like
-length learn slower: held-out loss 1.39 after 63,000 tokens, where steps of random rows are at 1.07 after
-46,000. Packed rows of 128 tokens under a block-diagonal mask ran 1.3 times slower on a CPU than rows of
-like length.
+Covered: loss on assistant tokens only (the end of the turn included), a held-out split that a question never
+leaves, families of rows that are kept out. Not covered: conversations of several turns, which plan 1.5 has not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cogumi.errors import RunError
 
 if TYPE_CHECKING:
     from cogumi.store import Artifact
-
-Step = list[list["Encoded"]]
-"""The micro-batches of one optimizer step."""
+    from pipeline.training.chat import ChatEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +29,7 @@ class Example:
     question: str
     answer: str
     reasoning: str | None
+    difficulty: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +42,14 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSet:
-    """A data set ready for training, and how many rows were cut or left out to fit the context."""
+    """A data set ready for training, each row with its example, and how many rows did not fit the context."""
 
     train: list[Encoded]
     held_out: list[Encoded]
-    truncated_rows: int
-    """Rows whose answer was cut at ``max_length``."""
-    dropped_rows: int
-    """Rows whose question alone fills ``max_length``."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepSizes:
-    """How many tokens go into one step, without padding, and into one micro-batch of it, with padding."""
-
-    batch_tokens: int
-    micro_batch_tokens: int
+    train_examples: list[Example]
+    held_out_examples: list[Example]
+    too_long_rows: int
+    """Rows longer than ``max_length``, left out: an answer cut short teaches a model not to stop."""
 
 
 def training_file(artifact: Artifact) -> Path:
@@ -105,7 +89,16 @@ def _example(line: str, where: str) -> Example:
             raise RunError(f"{where}: '{key}' must be a text that is not empty; mend or remove the line")
     if not isinstance(row.get("reasoning"), str | None):
         raise RunError(f"{where}: 'reasoning' must be a text or null; mend or remove the line")
-    return Example(row["question_id"], row["domain"], row["question"], row["answer"], row.get("reasoning"))
+    if not isinstance(row.get("difficulty"), str | None):
+        raise RunError(f"{where}: 'difficulty' must be a text or null; mend or remove the line")
+    return Example(
+        row["question_id"],
+        row["domain"],
+        row["question"],
+        row["answer"],
+        row.get("reasoning"),
+        row.get("difficulty"),
+    )
 
 
 def is_held_out(question_id: str, share: float) -> bool:
@@ -114,98 +107,22 @@ def is_held_out(question_id: str, share: float) -> bool:
     return number < share * 2**64
 
 
-class ChatEncoder:
-    """Turns an example into token ids exactly as the model will see the question when it is asked.
-
-    ``stop_ids`` are the ids that end a turn; what a template writes after the last of them is left out.
-    """
-
-    def __init__(self, tokenizer: Any, stop_ids: frozenset[int], *, include_reasoning: bool) -> None:
-        self._tokenizer = tokenizer
-        self._stop_ids = stop_ids
-        self._include_reasoning = include_reasoning
-
-    def encode(self, example: Example) -> Encoded:
-        """Encode prompt and answer apart, so that no token spans their border.
-
-        Raises ``RunError`` when the template is not prefix-stable or ends no turn.
-        """
-        asked = [{"role": "user", "content": example.question}]
-        answered = [*asked, {"role": "assistant", "content": self._target(example)}]
-        render = self._tokenizer.apply_chat_template
-        prompt = render(asked, tokenize=False, add_generation_prompt=True)
-        whole = render(answered, tokenize=False)
-        if not whole.startswith(prompt):
-            raise RunError("the chat template renders an answered question otherwise than an open one")
-        start = self._tokenizer(prompt, add_special_tokens=False).input_ids
-        answer = self._tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
-        ends = [index for index, token in enumerate(answer) if token in self._stop_ids]
-        if not ends:
-            raise RunError("the chat template ends the assistant's turn with no end token of the model")
-        return Encoded((*start, *answer[: ends[-1] + 1]), len(start))
-
-    def _target(self, example: Example) -> str:
-        if not self._include_reasoning or example.reasoning is None:
-            return example.answer
-        # The form of plan 1.4.
-        return f"<thinking>{example.reasoning}</thinking><answer>{example.answer}</answer>"
-
-
 def encode_all(
     examples: Sequence[Example], encoder: ChatEncoder, *, max_length: int, held_out_share: float
 ) -> EncodedSet:
     """Encode and split; raises ``RunError`` when nothing is left to train on."""
-    train: list[Encoded] = []
-    held_out: list[Encoded] = []
-    truncated = dropped = 0
+    found = EncodedSet([], [], [], [], 0)
+    too_long = 0
     for example in examples:
         encoded = encoder.encode(example)
-        if encoded.answer_start >= max_length:
-            dropped += 1
-            continue
         if len(encoded.ids) > max_length:
-            truncated += 1
-            encoded = Encoded(encoded.ids[:max_length], encoded.answer_start)
-        (held_out if is_held_out(example.question_id, held_out_share) else train).append(encoded)
-    if not train:
-        raise RunError(f"no rows to train on: {dropped} of {len(examples)} exceed {max_length} tokens")
-    return EncodedSet(train, held_out, truncated, dropped)
-
-
-def length_batches(encoded: Sequence[Encoded], *, batch_tokens: int) -> Step:
-    """Cut rows, sorted by length, into batches of at most ``batch_tokens`` with their padding."""
-    batches: list[list[Encoded]] = []
-    current: list[Encoded] = []
-    for row in sorted(encoded, key=lambda entry: len(entry.ids)):
-        # Sorted: this row is the longest of the batch so far.
-        if current and (len(current) + 1) * len(row.ids) > batch_tokens:
-            batches.append(current)
-            current = []
-        current.append(row)
-    return [*batches, current] if current else batches
-
-
-def epoch_steps(encoded: Sequence[Encoded], sizes: StepSizes, *, seed: int, epoch: int) -> list[Step]:
-    """Return one epoch's steps: a function of the seed and the epoch alone, so that a resume can skip."""
-    rows = list(encoded)
-    random.Random(f"{seed}/{epoch}").shuffle(rows)
-    steps: list[Step] = []
-    current: list[Encoded] = []
-    tokens = 0
-    for row in rows:
-        if current and tokens + len(row.ids) > sizes.batch_tokens:
-            steps.append(length_batches(current, batch_tokens=sizes.micro_batch_tokens))
-            current, tokens = [], 0
-        current.append(row)
-        tokens += len(row.ids)
-    return [*steps, length_batches(current, batch_tokens=sizes.micro_batch_tokens)]
-
-
-def endless_steps(encoded: Sequence[Encoded], sizes: StepSizes, *, seed: int, skip: int) -> Iterator[Step]:
-    """Yield steps epoch after epoch, from step number ``skip`` on."""
-    epoch = 0
-    while True:
-        steps = epoch_steps(encoded, sizes, seed=seed, epoch=epoch)
-        yield from steps[skip:]
-        skip = max(0, skip - len(steps))
-        epoch += 1
+            too_long += 1
+        elif is_held_out(example.question_id, held_out_share):
+            found.held_out.append(encoded)
+            found.held_out_examples.append(example)
+        else:
+            found.train.append(encoded)
+            found.train_examples.append(example)
+    if not found.train:
+        raise RunError(f"no rows to train on: {too_long} of {len(examples)} exceed {max_length} tokens")
+    return replace(found, too_long_rows=too_long)

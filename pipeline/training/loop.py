@@ -1,15 +1,15 @@
-"""The training loop: AdamW, warm-up and cosine, answer-only loss, held-out looks, exact resume.
+"""The training loop: AdamW, warm-up and cosine, clipping, held-out looks, early stopping, exact resume.
 
-Covered: one process, one device, bit-equal re-runs and resumes on a CPU. Not covered: several devices.
+What is learnt from stands in the objective (pipeline.training.objective); over how many processes in the world
+(pipeline.training.world). Re-runs and resumes in one process on a CPU are bit-equal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from pipeline.training.checkpoint import (
     restore_moments,
     save_checkpoint,
 )
-from pipeline.training.data import Encoded, Step, StepSizes, endless_steps, length_batches
+from pipeline.training.objective import Objective
+from pipeline.training.world import ALONE, World
 
 # Fixed, because the order of float additions follows the number of threads: with it the digest would.
 CPU_THREADS = 2
@@ -37,7 +38,6 @@ class LoopConfig:
     """What the loop needs to know; rates are per optimizer step."""
 
     steps: int
-    sizes: StepSizes
     learning_rate: float
     warmup_steps: int
     weight_decay: float
@@ -46,8 +46,6 @@ class LoopConfig:
     eval_every: int
     early_stop: int | None
     """Looks without a better held-out loss before training stops; the best look's weights are kept."""
-    autocast: bool
-    """Compute in bf16 where the weights are float32."""
 
 
 @dataclass(slots=True)
@@ -61,6 +59,7 @@ class LoopState:
     loss_sum: float = 0.0
     """Sum of the steps' losses since the last look."""
     first_loss: float = 0.0
+    last_loss: float = 0.0
     looks: list[dict[str, float]] = field(default_factory=list)
     """One entry per look: step, train_loss since the look before, held_out_loss."""
     stopped_early: bool = False
@@ -77,19 +76,28 @@ class LoopResult:
     state: LoopState
     seconds: float
     tokens_here: int
-    peak_bytes: int
 
 
 class Trainer:
-    """Trains the parameters of ``model`` that require gradients; the model is changed in place."""
+    """Trains ``parameters``, by name, in place; ``on_step`` is called after each change of them."""
 
-    def __init__(self, model: Any, config: LoopConfig, *, scratch: Path, pad_id: int) -> None:
-        self._model = model
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        objective: Objective,
+        config: LoopConfig,
+        *,
+        scratch: Path,
+        world: World = ALONE,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._objective = objective
         self._config = config
         self._scratch = scratch
-        self._pad_id = pad_id
-        self._device = next(model.parameters()).device
-        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._world = world
+        self._on_step = on_step
+        self._named = dict(parameters)
+        self._device = next(iter(self._named.values())).device
         # Norms and biases are not decayed, as usual since GPT-2.
         groups = [
             {"params": [p for p in self._named.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -103,59 +111,76 @@ class Trainer:
         )
         self._best: Tensors = {}
 
-    def run(self, train: Sequence[Encoded], held_out: Sequence[Encoded], progress: Progress) -> LoopResult:
+    def run(self, progress: Progress) -> LoopResult:
         """Train to the end, from the latest checkpoint in ``scratch`` if there is one.
 
-        Raises ``RunError`` when the loss is no longer a number.
+        Raises ``RunError`` when the loss is no longer a number, or when the memory does not suffice.
         """
-        looks = length_batches(held_out, batch_tokens=2 * self._config.sizes.micro_batch_tokens)
-        with deterministic(self._device, self._config.seed):
-            state = self._resume() or LoopState()
-            if not state.looks:
-                self._look(state, looks)
-            started, tokens_before = time.perf_counter(), state.tokens
-            steps = endless_steps(train, self._config.sizes, seed=self._config.seed, skip=state.step)
-            while state.step < self._config.steps and not state.stopped_early:
-                self._step(state, next(steps))
-                if state.step % self._config.eval_every == 0 or state.step == self._config.steps:
-                    self._look(state, looks)
-                    self._save(state)
-                if state.step % 10 == 0 or state.step == self._config.steps:
-                    rate = (state.tokens - tokens_before) / (time.perf_counter() - started)
-                    loss = round(state.looks[-1].get("train_loss", state.first_loss), 4)
-                    progress.update(state.step, self._config.steps, loss=loss, tok_s=round(rate))
-            seconds = time.perf_counter() - started
+        try:
+            with deterministic(self._device, self._config.seed):
+                return self._run(progress)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"out of memory on {self._device} while training: lower micro_batch_tokens or max_length, "
+                "choose method: lora with dtype: bf16, or add devices"
+            ) from error
+
+    def _run(self, progress: Progress) -> LoopResult:
+        config = self._config
+        state = self._resume() or LoopState()
+        self._on_step()
+        if not state.looks:
+            self._look(state)
+        started, tokens_before = time.perf_counter(), state.tokens
+        steps = self._objective.steps(skip=state.step)
+        while state.step < config.steps and not state.stopped_early:
+            self._step(state, next(steps))
+            if state.step % config.eval_every == 0 or state.step == config.steps:
+                self._look(state)
+                self._save(state)
+            if state.step % 10 == 0 or state.step == config.steps:
+                rate = (state.tokens - tokens_before) / (time.perf_counter() - started)
+                progress.update(state.step, config.steps, **self._told(state), tok_s=round(rate))
+        seconds = time.perf_counter() - started
         if self._best:
             self._write_weights(self._best)
-        return LoopResult(state, seconds, state.tokens - tokens_before, _peak_bytes(self._device))
+            self._on_step()
+        return LoopResult(state, seconds, state.tokens - tokens_before)
 
-    def _step(self, state: LoopState, step: Step) -> None:
-        self._model.train()
+    def _told(self, state: LoopState) -> dict[str, float]:
+        look = state.looks[-1]
+        told = {"loss": state.last_loss, "lr": self._rate(state.step - 1)}
+        if "held_out_loss" in look:
+            told["held_out_loss"] = look["held_out_loss"]
+        return {name: float(f"{value:.4g}") for name, value in told.items()}
+
+    def _step(self, state: LoopState, step: Any) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(state.step)
-        supervised = sum(len(row.ids) - row.answer_start for batch in step for row in batch)
-        value = 0.0
-        for batch in step:
-            loss_sum, size = self._loss(batch)
-            # Divided by the step's answer tokens, so that micro-batches add up to one batch exactly.
-            loss = loss_sum / supervised
-            torch.autograd.backward(loss)
-            value += float(loss.detach())
-            tokens = sum(len(row.ids) for row in batch)
-            state.tokens += tokens
-            state.padding += size - tokens
-        if not math.isfinite(value):
+        counts = self._objective.gradient(step)
+        if not math.isfinite(counts.loss):
             raise RunError(
-                f"training diverged: loss is {value} at step {state.step + 1}; lower learning_rate or clip"
+                f"training diverged: loss is {counts.loss} at step {state.step + 1}; "
+                "lower learning_rate or clip"
             )
-        torch.nn.utils.clip_grad_norm_(self._named.values(), self._config.clip)
+        self._world.sum_gradients(self._named.values())
+        norm = self._world.clip(self._named.values(), self._config.clip)
+        if not math.isfinite(norm):
+            raise RunError(
+                f"training diverged: gradient norm is {norm} at step {state.step + 1}; "
+                "lower learning_rate or clip"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._on_step()
         state.step += 1
-        state.supervised += supervised
-        state.loss_sum += value
+        state.tokens += counts.tokens
+        state.supervised += counts.supervised
+        state.padding += counts.padding
+        state.last_loss = counts.loss
+        state.loss_sum += counts.loss
         if state.step == 1:
-            state.first_loss = value
+            state.first_loss = counts.loss
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""
@@ -165,44 +190,19 @@ class Trainer:
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _loss(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, int]:
-        """Return the summed answer-only loss and the batch's size in tokens with padding.
-
-        Rows are padded on the right and attention is causal, so no token sees padding or another row.
-        """
-        width = max(len(row.ids) for row in batch)
-        ids = torch.full((len(batch), width), self._pad_id)
-        labels = torch.full((len(batch), width), -100)
-        for index, row in enumerate(batch):
-            tokens = torch.tensor(row.ids)
-            ids[index, : len(tokens)] = tokens
-            labels[index, row.answer_start : len(tokens)] = tokens[row.answer_start :]
-        ids, labels = ids.to(self._device), labels.to(self._device)
-        target = labels[:, 1:]
-        wanted = target != -100
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.autocast):
-            logits = self._model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits[wanted].float(), target[wanted], reduction="sum")
-        return loss, ids.numel()
-
-    def _look(self, state: LoopState, batches: Sequence[Sequence[Encoded]]) -> None:
-        """Record the held-out loss per answer token, and keep the weights when they are the best so far."""
+    def _look(self, state: LoopState) -> None:
+        """Record the held-out loss, and keep the weights when they are the best so far."""
         entry: dict[str, float] = {"step": state.step}
         if state.looks:
             steps = state.step - state.looks[-1]["step"]
             entry["train_loss"] = round(state.loss_sum / steps, 6)
             state.loss_sum = 0.0
-        if batches:
-            self._model.eval()
-            total, count = 0.0, 0
-            with torch.inference_mode():
-                for batch in batches:
-                    total += float(self._loss(batch)[0])
-                    count += sum(len(row.ids) - row.answer_start for row in batch)
-            entry["held_out_loss"] = round(total / count, 6)
+        held_out = self._objective.held_out_loss()
+        if held_out is not None:
+            entry["held_out_loss"] = round(held_out, 6)
         state.looks.append(entry)
         patience = self._config.early_stop
-        if patience is None or not batches:
+        if patience is None or held_out is None:
             return
         best = state.best_look()
         if best == len(state.looks) - 1:
@@ -210,21 +210,22 @@ class Trainer:
         state.stopped_early = len(state.looks) - 1 - best >= patience
 
     def _copy_weights(self) -> Tensors:
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._named.items()}
+        return {name: self._world.whole(p.detach()).cpu().clone() for name, p in self._named.items()}
 
     def _write_weights(self, weights: Tensors) -> None:
         with torch.no_grad():
             for name, parameter in self._named.items():
-                parameter.copy_(weights[name])
+                self._world.fill(parameter, weights[name])
 
     def _save(self, state: LoopState) -> None:
+        weights = self._copy_weights()
+        moments = optimizer_moments(self._optimizer, self._named, self._world.whole)
+        if not self._world.first:
+            return
         rng = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self._device)
-        moments = optimizer_moments(self._optimizer, self._named)
-        save_checkpoint(
-            self._scratch, Checkpoint(asdict(state), self._copy_weights(), self._best, moments, rng)
-        )
+        save_checkpoint(self._scratch, Checkpoint(asdict(state), weights, self._best, moments, rng))
 
     def _resume(self) -> LoopState | None:
         found = load_checkpoint(self._scratch)
@@ -234,9 +235,9 @@ class Trainer:
             raise RunError(f"{self._scratch}: checkpoint of another model; delete it and run again")
         state = LoopState(**found.state)
         self._write_weights(found.weights)
-        restore_moments(self._optimizer, self._named, found.moments, step=state.step)
+        restore_moments(self._optimizer, self._named, found.moments, step=state.step, fill=self._world.fill)
         torch.set_rng_state(found.rng["cpu"])
-        if "cuda" in found.rng:
+        if "cuda" in found.rng and self._device.type == "cuda":
             torch.cuda.set_rng_state(found.rng["cuda"], self._device)
         self._best = found.best
         return state
@@ -257,9 +258,3 @@ def deterministic(device: torch.device, seed: int) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from pipeline.training.data import ChatEncoder, Encoded, Example, StepSizes
+from pipeline.training.answer_loss import AnswerLoss
+from pipeline.training.chat import ChatEncoder
+from pipeline.training.data import Encoded, Example
 from pipeline.training.loop import LoopConfig, Trainer
 from pipeline.training.micro_model import BOS, CHAT_TEMPLATE, END, PAD, train_tokenizer
+from pipeline.training.packing import StepSizes
+from pipeline.training.sft_objective import SftObjective
 
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "cold", "warm", "fast")
 QUESTIONS = [f"Say {a} and {b}." for a in WORDS for b in WORDS]
@@ -53,7 +57,9 @@ def make_tiny(out: Path, scratch: Path) -> None:
         # Answers of several lengths, some of them near the limit that the tests set.
         answer = " ".join(words * rng.randint(1, 3))
         rows.append(encoder.encode(Example(str(number), "words", question, answer, None)))
-    loop = LoopConfig(40, StepSizes(1024, 1024), 1e-2, 4, 0.0, 1.0, 0, 40, None, False)
-    Trainer(model, loop, scratch=scratch, pad_id=tokenizer.pad_token_id).run(rows, [], Silent())
+    loop = LoopConfig(40, 1e-2, 4, 0.0, 1.0, 0, 40, None)
+    sizes = StepSizes(1024, 1024)
+    objective = SftObjective(AnswerLoss(model), rows, [], sizes, seed=0, device=torch.device("cpu"))
+    Trainer(dict(model.named_parameters()), objective, loop, scratch=scratch).run(Silent())
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

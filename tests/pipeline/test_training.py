@@ -5,22 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from micro_stages import Updates, artifact, micro_data, run_stage
 from pydantic import ValidationError
 
 from cogumi.digest import file_sha256
 from cogumi.errors import RunError
 from cogumi.store import Artifact
+from pipeline.training.chat import ChatEncoder
 from pipeline.training.data import (
-    ChatEncoder,
-    Encoded,
     Example,
-    Step,
-    StepSizes,
-    endless_steps,
-    epoch_steps,
     is_held_out,
     read_examples,
     training_file,
@@ -94,11 +87,11 @@ def test_training_learns_and_says_what_it_saw(trained: tuple[Any, Artifact]) -> 
     assert [look["step"] for look in facts["looks"]] == [0, 4, 8, 12]
     assert facts["looks"][-1]["held_out_loss"] < facts["looks"][0]["held_out_loss"]
     assert 0.1 < facts["supervised_share"] < 0.6
-    assert facts["padding_share"] < 0.1
-    assert facts["truncated_rows"] == facts["dropped_rows"] == 0
+    assert facts["padding_share"] == 0
+    assert facts["too_long_rows"] == 0
     assert facts["rows"] + facts["held_out_rows"] == 8 * 2 * 12
     assert facts["trainable_parameters"] == facts["parameters"]
-    assert set(trained[0].metrics) == {"seconds", "tokens_per_second", "peak_bytes"}
+    assert {"seconds", "tokens_per_second"} <= set(trained[0].metrics)
 
 
 def test_two_runs_give_the_same_bytes(
@@ -128,7 +121,7 @@ def test_resume_gives_the_bytes_of_an_undisturbed_run(
     done: list[int] = []
     deaths: list[int] = []
 
-    def dying_step(self: Trainer, state: LoopState, batches: Step) -> None:
+    def dying_step(self: Trainer, state: LoopState, batches: Any) -> None:
         if state.step == when and not deaths:
             deaths.append(when)
             raise Killed
@@ -192,7 +185,7 @@ def test_lora_trains_adapters_alone_and_merges_them(data: Artifact, model: Artif
 
 def test_diverging_training_stops_with_one_line(data: Artifact, model: Artifact, tmp_path: Path) -> None:
     settings = SHORT.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(RunError, match=r"training diverged: loss is \w+ at step \d+"):
+    with pytest.raises(RunError, match=r"training diverged: (loss|gradient norm) is \w+ at step \d+"):
         run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})
 
 
@@ -201,7 +194,7 @@ def test_progress_tells_loss_and_rate(data: Artifact, model: Artifact, tmp_path:
     run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data}, progress=updates)
     done, total, facts = updates.seen[-1]
     assert (done, total) == (12, 12)
-    assert set(facts) == {"loss", "tok_s"}
+    assert set(facts) >= {"loss", "held_out_loss", "lr", "tok_s"}
 
 
 @pytest.mark.parametrize(
@@ -236,29 +229,20 @@ def test_only_the_answer_and_its_end_are_supervised(model: Artifact) -> None:
     )
 
 
-def test_no_row_sees_another_or_its_padding(model: Artifact, tmp_path: Path) -> None:
-    from evals.backends.loading import load_model
-    from pipeline.training.loop import LoopConfig, Trainer
-
-    loaded = load_model(model.path, dtype="fp32")
-    config = LoopConfig(1, StepSizes(256, 256), 1e-3, 0, 0.0, 1.0, 0, 1, None, False)
-    trainer = Trainer(loaded.model, config, scratch=tmp_path, pad_id=4)
-    rows = [Encoded(tuple(range(10, 10 + n)), n // 2) for n in (5, 9, 16)]
-    together, size = trainer._loss(rows)
-    alone = sum(float(trainer._loss([row])[0].detach()) for row in rows)
-    assert float(together.detach()) == pytest.approx(alone, rel=1e-5)
-    assert size == 3 * 16
-
-
-def test_micro_batches_bound_the_memory_and_not_the_result(
-    data: Artifact, model: Artifact, trained: tuple[Any, Artifact], tmp_path: Path
+def test_rows_longer_than_the_context_are_left_out_and_counted(
+    data: Artifact, model: Artifact, tmp_path: Path
 ) -> None:
-    settings = SHORT.model_copy(update={"micro_batch_tokens": 2048})
-    whole = run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})[0].facts
-    for one, other in zip(whole["looks"], trained[0].facts["looks"], strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
-    assert whole["tokens_seen"] == trained[0].facts["tokens_seen"]
-    assert whole["padding_share"] > trained[0].facts["padding_share"]
+    settings = SHORT.model_copy(update={"max_length": 60})
+    facts = run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data})[0].facts
+    assert 0 < facts["too_long_rows"] < facts["rows"]
+    assert facts["rows"] + facts["held_out_rows"] + facts["too_long_rows"] == 8 * 2 * 12
+    with pytest.raises(RunError, match="no rows to train on: 192 of 192 exceed 3 tokens"):
+        run_stage(
+            SFT,
+            SHORT.model_copy(update={"max_length": 3}),
+            tmp_path / "none",
+            {"model": model, "data": data},
+        )
 
 
 @pytest.mark.parametrize(
@@ -294,35 +278,6 @@ def test_files_that_hold_no_training_rows_are_errors(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(RunError, match="found 2"):
         training_file(artifact(tmp_path, "dataset"))
-
-
-lengths = st.lists(st.integers(min_value=2, max_value=60), min_size=1, max_size=80)
-
-
-@given(lengths, st.integers(min_value=60, max_value=300), st.integers(0, 5))
-def test_every_epoch_holds_every_row_once(sizes: list[int], tokens: int, seed: int) -> None:
-    rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
-    steps = epoch_steps(rows, StepSizes(tokens, 60), seed=seed, epoch=3)
-    assert sorted(row.ids[0] for step in steps for batch in step for row in batch) == list(range(len(rows)))
-    for step in steps:
-        assert sum(len(row.ids) for batch in step for row in batch) <= tokens
-        assert all(len(batch) * max(len(row.ids) for row in batch) <= 60 for batch in step)
-
-
-@given(lengths, st.integers(0, 30))
-def test_skipping_steps_equals_reading_past_them(sizes: list[int], skip: int) -> None:
-    rows = [Encoded(tuple([number] * size), 1) for number, size in enumerate(sizes)]
-    straight = endless_steps(rows, StepSizes(100, 60), seed=1, skip=0)
-    for _ in range(skip):
-        next(straight)
-    skipped = endless_steps(rows, StepSizes(100, 60), seed=1, skip=skip)
-    assert [next(straight) for _ in range(5)] == [next(skipped) for _ in range(5)]
-
-
-def test_a_step_mixes_lengths_though_its_micro_batches_do_not() -> None:
-    rows = [Encoded(tuple([number] * (10 + 10 * (number % 3))), 1) for number in range(300)]
-    for step in epoch_steps(rows, StepSizes(600, 120), seed=0, epoch=0)[:-1]:
-        assert {len(row.ids) for batch in step for row in batch} == {10, 20, 30}
 
 
 def test_held_out_split_follows_the_id_alone() -> None:

@@ -1,0 +1,149 @@
+"""The loss of training: cross-entropy of the answer tokens of a packed batch, chunk by chunk.
+
+A vocabulary of 128,256 entries makes the logits of 8,192 tokens 4.2 GB in float32, their gradient as much.
+Only the positions that predict an answer token go through the head, and only some of them at once: where the
+head is frozen each chunk's gradient is taken with its loss (as Liger's fused linear cross-entropy does,
+arXiv 2410.10989), else the chunk is computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
+
+from cogumi.errors import RunError
+from pipeline.training.attention import PACKED, Rows, register
+from pipeline.training.packing import PackedBatch
+
+# Logits at once, in elements: 512 positions of Llama-3.1's vocabulary, 256 MiB in float32.
+CHUNK_ELEMENTS = 1 << 26
+
+# Settings of a configuration that change the logits after the head (Gemma 2, Cohere, Granite).
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class AnswerLoss(torch.nn.Module):
+    """A causal language model of transformers, plain or with peft's adapters, as its answer loss.
+
+    ``autocast``: compute in bf16 where the weights are float32. Raises ``RunError`` for a model whose attention
+    or head this cannot stand for.
+    """
+
+    def __init__(self, model: Any, *, autocast: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = base.config.get_text_config()
+        for key in _AFTER_HEAD:
+            if getattr(config, key, None) not in (None, 1.0):
+                raise RunError(f"{config.model_type}: its head has {key}, which training does not know")
+        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            raise RunError(f"{config.model_type}: sliding-window attention, which training does not know")
+        self.config = config
+        register()
+        base.set_attn_implementation(PACKED)
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers; adapters sit inside its layers."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def head(self) -> Any:
+        """The layer from hidden states to logits."""
+        return self.base.get_output_embeddings()
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the last hidden states (S, width) at the positions that predict an answer token."""
+        decoder = getattr(self.base, self.base.base_model_prefix)
+        rows = Rows(batch.lengths, batch.ids.device)
+        found = decoder(
+            input_ids=batch.ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            use_cache=False,
+            rows=rows,
+        )
+        states: torch.Tensor = found.last_hidden_state[0]
+        return states.index_select(0, batch.predicting)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the summed cross-entropy of the batch's answer tokens, a float32 scalar."""
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden = self.hidden(batch)
+            return summed_cross_entropy(hidden, batch.targets, self.head)
+
+
+def summed_cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, head: Any) -> torch.Tensor:
+    """Return the summed cross-entropy of ``head(hidden)`` against ``targets``: (S, width), (S,) -> ()."""
+    if frozen_linear(head) and hidden.requires_grad and not torch.is_autocast_enabled(hidden.device.type):
+        total: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, targets, head.weight
+        )
+        return total
+
+    def loss(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(at_least_float32(head(states)), wanted, reduction="sum")
+
+    return over_chunks(loss, hidden, targets, vocabulary=vocabulary_of(head))
+
+
+def over_chunks(
+    loss: Callable[..., torch.Tensor], hidden: torch.Tensor, *others: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
+    """Return the sum of ``loss`` over chunks of rows; what a chunk's backward needs is computed again there."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    if len(hidden) <= size:
+        return loss(hidden, *others)
+    total = torch.zeros((), device=hidden.device)
+    for start in range(0, len(hidden), size):
+        parts = [states[start : start + size] for states in (hidden, *others)]
+        total = total + checkpoint(loss, *parts, use_reentrant=False)
+    return total
+
+
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float32, or as they are in float64: half precision is too coarse for a softmax."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def frozen_linear(head: torch.nn.Module) -> bool:
+    """Tell whether a head is one plain matrix that is not trained."""
+    if type(head) is not torch.nn.Linear:
+        return False
+    return getattr(head, "bias", None) is None and not head.weight.requires_grad
+
+
+def vocabulary_of(head: Any) -> int:
+    """Return how many logits a head gives, adapters or not."""
+    return int(head.out_features)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross-entropy through a frozen matrix, its gradient taken with it: no chunk of logits outlives its turn."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        grad = torch.empty_like(hidden)
+        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, len(hidden), size):
+            states, wanted = hidden[start : start + size], targets[start : start + size]
+            logits = at_least_float32(linear(states, weight))
+            lse = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total = total + (lse.squeeze(1) - logits.gather(1, wanted.unsqueeze(1)).squeeze(1)).sum()
+            # d loss / d logits = softmax - one-hot, in place of the logits.
+            probabilities = logits.sub_(lse).exp_()
+            probabilities.scatter_add_(1, wanted.unsqueeze(1), -torch.ones_like(lse))
+            grad[start : start + size] = probabilities.to(weight.dtype) @ weight
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * outer.to(grad.dtype), None, None
