@@ -61,6 +61,8 @@ def profile_document(options: argparse.Namespace) -> dict[str, Any]:
     for name, teacher in document["teachers"].items():
         document["teachers"][name] = {"api": teacher["api"], "base_url": "local", **_price(name)}
         document["teachers"][name]["model"] = teacher["model"]
+    ends = [step["id"] for step in document["steps"]].index("data_gate") + 1
+    document["steps"] = document["steps"][:ends]
     for step in document["steps"]:
         settings = step.get("settings", {})
         # Llama's tokenizer is not everywhere: tokens are estimated here, and the card says so.

@@ -47,25 +47,29 @@ def hub_reachable() -> bool:
 
 
 def cached_folder(name: str) -> Path | None:
-    """Return a model's folder in the hub's local cache, or None."""
+    """Return a model's folder in the hub's local cache, or None; ``NAME@REVISION`` asks for one revision."""
     folder = _snapshot(name)
     return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _snapshot(name: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    name, _, revision = name.partition("@")
     base = home / "hub" / f"models--{name.replace('/', '--')}"
+    if revision and (base / "snapshots" / revision).is_dir():
+        return base / "snapshots" / revision
     try:
-        revision = (base / "refs" / "main").read_text().strip()
+        commit = (base / "refs" / (revision or "main")).read_text().strip()
     except OSError:
         return None
-    return base / "snapshots" / revision
+    return base / "snapshots" / commit
 
 
 def model_folder(name: str) -> Path:
-    """Return a model's folder, downloading it unless it is cached.
+    """Return a model's folder, downloading it unless it is cached; ``NAME@REVISION`` takes one revision.
 
-    Raises ``RunError`` without a network, ``UsageError`` for a name that the hub does not know.
+    Raises ``RunError`` without a network or without access, ``UsageError`` for a name or a revision that the
+    hub does not know.
     """
     patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
     return cached_folder(name) or _fetched(name, patterns)
@@ -89,10 +93,23 @@ def _fetched(name: str, patterns: list[str]) -> Path:
     if not hub_reachable():
         raise RunError(f"{name}: not in the local cache, and the hub is not reachable")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except GatedRepoError:
+        raise RunError(
+            f"{repository}: its licence must be accepted on its page of the hub first; then `hf auth login`, "
+            "or set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise UsageError(f"no revision {revision or 'main'!r} of {repository} on the hub") from None
     except RepositoryNotFoundError:
         raise UsageError(f"no model {name!r} on the hub") from None
     except (HfHubHTTPError, OSError) as error:

@@ -167,6 +167,8 @@ class StageStep(Strict):
     """The owner's figure for this step, shown beside the estimate."""
     files: dict[str, str] = Field(default_factory=dict)
     """File of the artifact to the path under the workspace where the plan has it."""
+    beside: str | None = None
+    """Earlier stage that this one may run beside, where the machine has an accelerator for each."""
 
 
 class MeasureStep(Strict):
@@ -204,12 +206,16 @@ class Limits(Strict):
 
 
 class GpuPrice(Strict):
-    """What training hardware costs, for the plan's estimate."""
+    """The accelerator that a profile trains on, what an hour of one costs, and how fast it is."""
 
     name: str
-    usd_per_hour: float = Field(ge=0)
-    tokens_per_second: float = Field(gt=0)
+    """As its maker or driver names it, ``H100 SXM`` or ``A100 40GB``: its peak is looked up by it."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Of one GPU; None where nobody knows: hours are told then, and their cost as unknown."""
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Measured with this profile's first model on one GPU; without it the estimate reckons from ours."""
     source: str
+    """Where and when the price was read."""
 
 
 def _spread(value: Any) -> Any:
@@ -282,7 +288,7 @@ class Profile(Strict):
             ids.add(step.id)
             wanted: list[str] = []
             if isinstance(step, StageStep):
-                wanted = list(step.inputs.values())
+                wanted = [*step.inputs.values(), *([step.beside] if step.beside else [])]
             elif isinstance(step, MeasureStep):
                 wanted = [step.measure]
             else:

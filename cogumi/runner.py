@@ -7,19 +7,20 @@ milliseconds, meets the same verdicts, and goes on where the last process died.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cogumi.attempt import Attempt, Work, end_quietly
+from cogumi.beside import do_beside, wanted_beside, why_not_beside
 from cogumi.digest import digest_of
 from cogumi.errors import BudgetError, CogumiError, UsageError, nearest
+from cogumi.ledger import StepRow
 from cogumi.profile import GateStep, MeasureStep, Profile, StageStep, Step
 from cogumi.stage import Settings, Stage, StageContext, TeacherConfig
-from cogumi.steps import check_stages, feeding, named_in, settings_of
+from cogumi.steps import check_stages, feeding, named_in, settings_of, step_named
 from cogumi.store import Artifact
 from cogumi.told import as_told, note_of
 from cogumi.verdict import Verdict
@@ -37,6 +38,7 @@ class RunOptions:
 
     until: str | None = None
     start: str | None = None
+    """A step's id, a stage's name or family, or a number of the plan: the last such step and the first."""
     only: tuple[str, ...] = ()
     """Stages to run alone, in the profile's order; what they need must be finished in this run."""
     mode: str | None = None
@@ -101,8 +103,12 @@ class Runner:
 
         Raises ``UnfinishedError`` when stages are asked for alone and lack what they are made from.
         """
-        for name in (options.until, options.start, *options.only):
-            self._known_step(name)
+        options = replace(
+            options,
+            until=None if options.until is None else step_named(self.profile, options.until, last=True),
+            start=None if options.start is None else step_named(self.profile, options.start, last=False),
+            only=tuple(step_named(self.profile, name, last=True) for name in options.only),
+        )
         with self.workspace.lock(f"run-{self.name}"):
             try:
                 return self._run(options, accepted)
@@ -141,11 +147,6 @@ class Runner:
         """
         artifacts = self._made_so_far(only).artifacts
         return {name: artifacts[name] for name in only if name in artifacts}
-
-    def _known_step(self, name: str | None) -> None:
-        known = [step.id for step in self.profile.steps]
-        if name is not None and name not in known:
-            raise UsageError(f"profile {self.profile.profile} has no step {name!r}{nearest(name, known)}")
 
     def _walk(self, walk: _Walk, options: RunOptions) -> Outcome:
         steps = self.profile.steps
@@ -259,6 +260,18 @@ class Runner:
         return keys.index(key) + 1
 
     def _stage(self, step: StageStep, walk: _Walk, options: RunOptions, deadline: float | None) -> Artifact:
+        work = self._work(step, walk, options)
+        known = self._known(work)
+        if known is not None and known.artifact is not None:
+            artifact = self.workspace.store.get(known.artifact)
+            self._note_reused(work, known)
+        else:
+            others, why = self._beside(work, walk, options)
+            artifact = self._execute([work, *others], why, options, deadline)
+        self._publish(step, artifact)
+        return artifact
+
+    def _work(self, step: StageStep, walk: _Walk, options: RunOptions) -> Work:
         stage = self.stages[step.uses]
         settings = settings_of(step, stage, walk.attempt.get(step.id, 1))
         if options.mode is not None and "mode" in stage.settings.model_fields:
@@ -266,35 +279,38 @@ class Runner:
         inputs = {name: walk.artifacts[source] for name, source in sorted(step.inputs.items())}
         made_by = self._made_by(stage, settings, inputs)
         key = digest_of(made_by)
-        attempt = self._row(walk, step, key)
-        known = self.ledger.finished(key)
-        if known and known.artifact and self.workspace.store.has(known.artifact):
-            artifact = self.workspace.store.get(known.artifact)
-            self._note_reused(step, attempt, key, "stage", known.run, artifact.digest, known.metrics)
-        else:
-            artifact = self._execute(step, stage, settings, inputs, made_by, attempt, options, deadline)
-        self._publish(step, artifact)
-        return artifact
+        return Work(step, stage, settings, inputs, made_by, key, self._row(walk, step, key))
+
+    def _known(self, work: Work) -> StepRow | None:
+        known = self.ledger.finished(work.key)
+        return known if known and known.artifact and self.workspace.store.has(known.artifact) else None
+
+    def _beside(self, work: Work, walk: _Walk, options: RunOptions) -> tuple[list[Work], str]:
+        """Return what is to be done beside this work, or why what the profile wants there is not."""
+        steps = [] if options.only else wanted_beside(self.profile, work.step, options.until)
+        steps = [step for step in steps if step.id not in walk.artifacts]
+        why = why_not_beside(steps, walk.artifacts) if steps else ""
+        others = [] if why else [self._work(step, walk, options) for step in steps]
+        return [other for other in others if self._known(other) is None], why
 
     def _publish(self, step: StageStep, artifact: Artifact) -> None:
         for file, target in step.files.items():
             self.workspace.publish(artifact.file(file), target)
 
-    def _note_reused(
-        self, step: Step, attempt: int, key: str, kind: str, origin: str, artifact: str | None, metrics: Any
-    ) -> None:
+    def _note_reused(self, work: Work, known: StepRow) -> None:
+        step, attempt = work.step, work.attempt
         mine = {(row.step, row.attempt): row for row in self.ledger.steps(self.name)}
         row = mine.get((step.id, attempt))
-        if row is None or row.key != key or row.status != "done":
-            self.ledger.start_step(self.name, step.id, attempt, key, kind)
+        if row is None or row.key != work.key or row.status != "done":
+            self.ledger.start_step(self.name, step.id, attempt, work.key, "stage")
             self.ledger.end_step(
                 self.name,
                 step.id,
                 attempt,
                 status="done",
-                artifact=artifact,
-                note="" if origin == self.name else f"the same work was done in run {origin}",
-                metrics=metrics,
+                artifact=known.artifact,
+                note="" if known.run == self.name else f"the same work was done in run {known.run}",
+                metrics=known.metrics,
             )
         self.reporter.step(step, attempt, "reused", "finished before")
 
@@ -311,7 +327,8 @@ class Runner:
                     f"{stage.name}: no teacher {name!r}{nearest(name, sorted(self.profile.teachers))}"
                 )
             teachers[name] = self.profile.teacher_identity(name)
-        return {
+        outside = stage.outside(settings, self.workspace) if stage.outside else None
+        return ({"outside": outside} if outside else {}) | {
             "stage": stage.name,
             "version": stage.version,
             "settings": settings.model_dump(mode="json"),
@@ -321,71 +338,40 @@ class Runner:
         }
 
     def _execute(
-        self,
-        step: StageStep,
-        stage: Stage[Any],
-        settings: Settings,
-        inputs: Mapping[str, Artifact],
-        made_by: Mapping[str, Any],
-        attempt: int,
-        options: RunOptions,
-        deadline: float | None,
+        self, works: Sequence[Work], remark: str, options: RunOptions, deadline: float | None
     ) -> Artifact:
-        key = digest_of(made_by)
-        self.ledger.start_step(self.name, step.id, attempt, key, "stage")
-        self.reporter.step(step, attempt, "start", stage.title)
-        staging = self.workspace.store.new_staging()
+        """Do the first piece of work, the others beside it; return its artifact."""
+        gpu = self.profile.gpu
+        attempts = [Attempt(work, self.name, self.workspace, self.reporter, gpu) for work in works]
+
+        def shown(step: StageStep, asked: WatchedCalls | None = None) -> WatchedProgress:
+            return WatchedProgress(self.reporter.progress(step), deadline, step.id, asked, gpu)
+
+        if len(attempts) > 1:
+            return do_beside(attempts, self.workspace, options.data, shown)[0]
+        attempt, work = attempts[0], works[0]
         limit = options.max_usd if options.max_usd is not None else self.profile.limits.max_usd
-        calls = WatchedCalls(self.ledger, self.name, step.id, limit)
-        asked = calls if stage.teachers else None
-        start = time.monotonic()
+        calls = WatchedCalls(self.ledger, self.name, work.step.id, limit)
+        asks = bool(work.stage.teachers)
         try:
+            attempt.begin(remark)
+            attempt.check()
             context = StageContext(
-                inputs=inputs,
-                out=staging / "payload",
-                scratch=self.workspace.scratch(key),
+                inputs=work.inputs,
+                out=attempt.out,
+                scratch=attempt.scratch,
                 seed=self.profile.seed,
-                progress=WatchedProgress(self.reporter.progress(step), deadline, step.id, asked),
+                progress=shown(work.step, calls if asks else None),
                 calls=calls,
-                teachers=self.teachers() if stage.teachers else {},
+                teachers=self.teachers() if asks else {},
                 data=options.data,
             )
-            result = stage.run(settings, context)
-            artifact = self.workspace.store.commit(
-                staging,
-                kind=result.kind,
-                made_by=made_by,
-                facts=result.facts,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
+            return attempt.finish(work.stage.run(work.settings, context))
         except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            told = as_told(error, staging)
-            stopped = isinstance(error, BudgetError | KeyboardInterrupt)
-            status, note = "stopped" if stopped else "failed", note_of(error, told)
-            self._end_quietly(step, attempt, status, note)
-            self.reporter.step(step, attempt, status, note)
-            if told is None or told is error:
+            told = attempt.fail(error)
+            if told is error:
                 raise
             raise told from error
-        seconds = time.monotonic() - start
-        self.ledger.end_step(
-            self.name,
-            step.id,
-            attempt,
-            status="done",
-            artifact=artifact.digest,
-            metrics={"seconds": seconds, **result.metrics},
-        )
-        self.reporter.step(step, attempt, "done", f"{seconds:.1f} s, artifact {artifact.short}")
-        return artifact
-
-    def _end_quietly(self, step: Step, attempt: int, status: str, note: str) -> None:
-        # The ledger may be what failed (full disk): then the first error is the one to tell.
-        try:
-            self.ledger.end_step(self.name, step.id, attempt, status=status, note=note)
-        except Exception as error:
-            self.reporter.step(step, attempt, "failed", f"the ledger could not note it: {error}")
 
     def _measure(self, step: MeasureStep, walk: _Walk) -> None:
         artifact = walk.artifacts[step.measure]
@@ -433,7 +419,8 @@ class Runner:
             return work()
         except BaseException as error:
             told = as_told(error, self.workspace.root)
-            self._end_quietly(step, attempt, "failed", note_of(error, told))
+            place = (self.ledger, self.reporter, self.name)
+            end_quietly(place, step, attempt, "failed", note_of(error, told))
             if told is None or told is error:
                 raise
             raise told from error

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from cogumi.store import Artifact
+    from cogumi.workspace import Workspace
 
 ArtifactKind = Literal["dataset", "model", "gguf", "adapter", "tokenizer", "file"]
 
@@ -174,3 +175,7 @@ class Stage(Generic[SettingsT]):
     optional_inputs: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
     """Names of the settings fields that hold a teacher's name."""
+    check: Callable[[Mapping[str, Artifact]], None] | None = None
+    """Called with the inputs before ``run``, in the process of the run."""
+    outside: Callable[[SettingsT, Workspace], str | None] | None = None
+    """Returns the digest of what the settings name outside the store; it is part of what the work is."""

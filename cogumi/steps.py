@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,7 +47,27 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def feeding(profile: Profile, names: Sequence[str]) -> list[StageStep]:
+def step_named(profile: Profile, name: str, *, last: bool) -> str:
+    """Return the id of the step that is meant: by its id, else its stage's name or family, else the plan.
+
+    Of several, as the steps of a family are, the last or the first. Raises ``UsageError`` when none is meant.
+    """
+    steps = profile.steps
+    stages = {step.id: step.uses for step in steps if isinstance(step, StageStep)}
+    found = (
+        [step.id for step in steps if step.id == name]
+        or [step for step, uses in stages.items() if uses == name or uses.startswith(f"{name}.")]
+        or [step.id for step in steps if step.plan and step.plan == name]
+    )
+    if not found:
+        families = {uses.partition(".")[0] for uses in stages.values()}
+        numbers = {step.plan for step in steps if step.plan}
+        known = [*(step.id for step in steps), *sorted({*stages.values(), *families}), *sorted(numbers)]
+        raise UsageError(f"profile {profile.profile} has no step {name!r}{nearest(name, known)}")
+    return found[-1 if last else 0]
+
+
+def feeding(profile: Profile, names: Iterable[str]) -> list[StageStep]:
     """Return these stages and all that they are made from, in the profile's order."""
     found: list[StageStep] = []
     wanted = set(names)
@@ -75,3 +95,17 @@ def check_stages(profile: Profile, stages: Mapping[str, Stage[Any]]) -> None:
                 raise UsageError(f"steps.{step.id}: {step.uses} needs the input {name!r}")
         for attempt in range(1, max(1, len(step.attempts)) + 1):
             settings_of(step, stage, attempt)
+        if step.beside is not None:
+            _check_beside(profile, step, stages)
+
+
+def _check_beside(profile: Profile, step: StageStep, stages: Mapping[str, Stage[Any]]) -> None:
+    other = next(found for found in feeding(profile, [step.beside or ""]) if found.id == step.beside)
+    where = f"steps.{step.id}.beside"
+    if other.id in (found.id for found in feeding(profile, step.inputs.values())):
+        raise UsageError(f"{where}: {step.id} is made from {other.id} and cannot run beside it")
+    if other.beside is not None:
+        raise UsageError(f"{where}: {other.id} runs beside {other.beside} itself; name {other.beside}")
+    for uses in (step.uses, other.uses):
+        if stages[uses].teachers:
+            raise UsageError(f"{where}: {uses} asks teachers, and such a stage runs beside no other")

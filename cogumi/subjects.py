@@ -107,6 +107,14 @@ def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
     artifact = stored(ref, workspace)
     if artifact is not None:
         return of_artifact(artifact, ref)
+    return model_path(ref, backend)
+
+
+def model_path(ref: str, backend: str) -> Path:
+    """Find the folder or ``.gguf`` file that a path, a known name or a hub name means, fetching the latter.
+
+    Raises ``UsageError`` when nothing is called so, ``RunError`` without a network.
+    """
     path = Path(ref)
     if path.exists():
         return path
@@ -120,8 +128,11 @@ def _find(ref: str, workspace: Workspace, backend: str) -> Subject | Path:
 
 
 def judged(artifact: Artifact, label: str) -> Subject:
-    """Return what a gate may judge: a stored model, or a data set; ``UsageError`` for anything else."""
-    if artifact.kind == "dataset":
+    """Return what a gate may judge: a stored model, a data set, or the measurements that a stage left.
+
+    Raises ``UsageError`` for anything else.
+    """
+    if artifact.kind in ("dataset", "file"):
         return Subject(label, artifact.digest, "data", artifact.path, facts=artifact.facts)
     return of_artifact(artifact, label)
 
@@ -170,7 +181,7 @@ def _path_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> S
 def _adapter_subject(folder: Path, ref: str, workspace: Workspace) -> Subject:
     """Return the subject of an adapter together with the base that it names."""
     base = _base_subject(folder, workspace)
-    digest, size = _cached_digest(folder, workspace)
+    digest, size = content_digest(folder, workspace)
     return Subject(
         ref,
         digest_of({"adapter": digest, "base": base.digest}),
@@ -226,11 +237,11 @@ def _model_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> 
     chosen: BackendName = "hf" if path.is_dir() or backend == "hf" else "gguf"
     if path.is_dir() and backend == "gguf":
         raise UsageError(f"{ref}: the gguf backend wants a .gguf file; export one first")
-    digest, size = _cached_digest(path, workspace)
+    digest, size = content_digest(path, workspace)
     return Subject(ref, digest, chosen, path, facts={"bytes": size})
 
 
-def _cached_digest(path: Path, workspace: Workspace) -> tuple[str, int]:
+def content_digest(path: Path, workspace: Workspace) -> tuple[str, int]:
     """Return digest and size of a model outside the store, reading its bytes only when they changed."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stamp = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]

@@ -36,9 +36,10 @@ def rate(per_second: float) -> str:
 def money(real: float, simulated: float) -> str:
     """Format dollars spent so far, briefly; play money is named as such: ``$3.10``, ``$0.0042 simulated``."""
     if simulated and real:
-        return f"{_usd(real)} + {_usd(simulated)} simulated"
-    return f"{_usd(simulated)} simulated" if simulated else _usd(real)
+        return f"{usd(real)} + {usd(simulated)} simulated"
+    return f"{usd(simulated)} simulated" if simulated else usd(real)
 
 
-def _usd(dollars: float) -> str:
+def usd(dollars: float) -> str:
+    """Format dollars: ``$3.10``, and small sums with four decimals: ``$0.0042``."""
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from cogumi.errors import BudgetError
+from cogumi.gpu_cost import gpu_usd
 from cogumi.ledger import LedgerCalls
-from cogumi.profile import GateStep, MeasureStep, Step
+from cogumi.profile import GateStep, GpuPrice, MeasureStep, Step
 from cogumi.stage import CallRecord, OpenBatch, Progress
 from cogumi.store import Artifact
 from cogumi.units import money
@@ -72,9 +73,15 @@ class WatchedProgress:
     """A progress that adds what was spent, and ends the run when its time is over."""
 
     def __init__(
-        self, inner: Progress, deadline: float | None, step: str, calls: WatchedCalls | None
+        self,
+        inner: Progress,
+        deadline: float | None,
+        step: str,
+        calls: WatchedCalls | None,
+        gpu: GpuPrice | None = None,
     ) -> None:
         self._inner = inner
+        self._gpu = gpu
         self._deadline = deadline
         self._step = step
         self._calls = calls
@@ -85,10 +92,15 @@ class WatchedProgress:
     def update(self, done: int, total: int, **facts: float | int | str) -> None:
         """Pass the progress on, or raise ``BudgetError`` when the run's time limit has passed.
 
-        A stage that asks teachers also tells ``spent`` and ``replayed``, the units that the ledger had.
+        A stage that asks teachers also tells ``spent`` and ``replayed``, the units that the ledger had; one
+        that tells its ``gpu_seconds`` also tells ``gpu_usd``, where the profile has a price.
         """
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise BudgetError(f"time limit reached in {self._step} at {done} of {total}; run again to go on")
+        if "gpu_seconds" in facts:
+            cost = gpu_usd(float(facts["gpu_seconds"]) / 3600, self._gpu)
+            if cost is not None:
+                facts["gpu_usd"] = cost
         if self._calls is None:
             self._inner.update(done, total, **facts)
             return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cogumi.errors import InfeasibleError, UsageError, nearest
+from cogumi.errors import InfeasibleError, RunError, UsageError, nearest
 from cogumi.evidence import Decoding
 from cogumi.feasibility import check_size, mask_reason
 from cogumi.profile import GateStep, MeasureStep, Profile
@@ -74,7 +75,9 @@ class ProfileEvidence:
 
     def _measurement(self, subject: Subject, task: Task) -> Measurement:
         if subject.backend == "data":
-            raise UsageError(f"{subject.label} is a data set, no model: it cannot be asked {task.name}")
+            raise UsageError(
+                f"{subject.label} is a data set or a file, no model: it cannot be asked {task.name}"
+            )
         key = (subject.digest, task.name)
         if key not in self._open:
             self._open[key] = self._measurer.measurement(subject, task, by_cluster=self._by_cluster)
@@ -201,15 +204,21 @@ class ProfileEvidence:
         raise NotMeasuredError("not measured: no closed study")
 
     def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:
-        """Return an exact number that the artifact's manifest holds, of a model or of a data set.
+        """Return a number that the artifact's manifest holds: what its stage measured, or a count of its own.
 
-        Raises ``NotMeasuredError`` for one that it does not hold, with the reason where the stage gave one.
+        Raises ``NotMeasuredError`` for one that it does not hold, with the reason where the stage gave one,
+        and for an interval that is less sure than ``alpha`` asks.
         """
-        if self._subject is not None and metric in DATA_METRICS:
-            return _data_metric(self._subject.facts, metric)
-        if self._subject is None or metric not in EXACT:
+        if self._subject is None:
             raise NotMeasuredError(f"not measured: {metric}")
         facts = self._subject.facts
+        if metric in DATA_METRICS:
+            return _data_metric(facts, metric)
+        measured = facts.get("metrics", {}).get(metric)
+        if measured is not None:
+            return _stage_metric(metric, measured, alpha)
+        if metric not in EXACT:
+            raise NotMeasuredError(f"not measured: {facts.get('unmeasured', {}).get(metric, metric)}")
         value = facts.get(metric, facts.get("bytes") if metric.startswith("bytes_") else None)
         if value is None:
             raise NotMeasuredError(f"not measured: {metric}")
@@ -225,6 +234,35 @@ def _data_metric(facts: Mapping[str, Any], metric: str) -> MetricValue:
     # Dollars are play money by the step that spent them, rows are simulated as a whole.
     simulated = facts["simulated_costs"].get(metric, facts["simulated"])
     return MetricValue(float(value), float(value), float(value), exact=True, simulated=bool(simulated))
+
+
+def _stage_metric(metric: str, measured: Any, alpha: float) -> MetricValue:
+    """Return what a stage measured: a plain number is exact, a mapping brings its interval.
+
+    ``{value, lower, upper, n, alpha}``, perhaps ``note`` and ``simulated``; a bound of None is infinite.
+    """
+    if isinstance(measured, int | float):
+        return MetricValue(float(measured), float(measured), float(measured), exact=True)
+    missing = sorted({"value", "lower", "upper", "n", "alpha"} - set(measured))
+    if missing:
+        raise RunError(
+            f"the manifest's {metric} has no {', '.join(missing)}; run the stage that measured it again"
+        )
+    if measured["alpha"] > alpha:
+        raise NotMeasuredError(
+            f"not measured: the interval of {metric} is wrong with chance {measured['alpha']:g}, the gate "
+            f"allows {alpha:g}; measure it again with alpha: {alpha:g}"
+        )
+    lower, upper = measured["lower"], measured["upper"]
+    return MetricValue(
+        float(measured["value"]),
+        -math.inf if lower is None else float(lower),
+        math.inf if upper is None else float(upper),
+        exact=False,
+        n=int(measured["n"]),
+        note=str(measured.get("note", "")),
+        simulated=bool(measured.get("simulated", False)),
+    )
 
 
 def _paired(measurement: Measurement) -> PairedScores:

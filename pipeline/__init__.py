@@ -1,4 +1,4 @@
-"""What is built: generation, training, compression."""
+"""What is built: generation, training, compression, meta-learning."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def all_stages() -> dict[str, Stage[Any]]:
     """Return every registered stage by its name; importing them loads no model library."""
     from pipeline.compression import STAGES as COMPRESSION
     from pipeline.generation import STAGES as GENERATION
+    from pipeline.meta import STAGES as META
     from pipeline.training import STAGES as TRAINING
 
-    return {stage.name: stage for stage in (*GENERATION, *TRAINING, *COMPRESSION)}
+    return {stage.name: stage for stage in (*GENERATION, *TRAINING, *COMPRESSION, *META)}

@@ -37,6 +37,19 @@ class Case:
         return float(getattr(self.assumptions[name], self.name))
 
 
+SPEED = "training tokens a second"
+ANSWERING = "answer tokens a second"
+
+# The speed of training, low cost first: the one entry to change when a benchmark has measured another.
+TRAINING_SPEED = Assumption(
+    SPEED,
+    17_221,
+    15_050,
+    9_772,
+    "LoRA rank 64, bf16, Llama-3.1-8B's shape, one H100 SXM, 2026-11-23: packed 17,221 on its lengths; "
+    "plain PEFT 9,772 on full rows (reports/published/training-h100.md); 15,050 leaves an eighth for looks",
+)
+
 # Tests hold that every one of them matters to an estimate.
 _COMMON = (
     Assumption(
@@ -63,6 +76,24 @@ _COMMON = (
     ),
     Assumption(
         "cache hits live", 0.98, 0.98, 0.64, "assumed: a steady stream keeps a cache of five minutes warm"
+    ),
+    TRAINING_SPEED,
+    Assumption(
+        "chat template tokens",
+        12,
+        36,
+        36,
+        "a row's own in Llama-3.1's template with its date; 12 in shorter ones",
+    ),
+    Assumption(
+        "answer without its reasoning",
+        0.30,
+        0.47,
+        0.60,
+        "share of a hard answer's tokens: 47 % of the characters in 681 answers of the predecessor",
+    ),
+    Assumption(
+        ANSWERING, 2_000, 1_000, 500, "assumed: transformers, 32 answers at once, 15 to 60 steps a second"
     ),
 )
 _LENGTHS = {

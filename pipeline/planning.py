@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cogumi.errors import UsageError, nearest
+from cogumi.gpu_cost import gpu_usd
 from cogumi.prices import TeacherPrice, price_of, price_table
 from cogumi.profile import Profile, StageStep, Teacher
 from cogumi.steps import merge
@@ -20,8 +21,10 @@ from cogumi.teachers.pricing import cost_usd
 from cogumi.teachers.types import Usage
 from evals.lint.tokens import estimate
 from pipeline.assumptions import Assumption, Case, assumptions_of
+from pipeline.estimates import RunEstimate, StepEstimate, UsedPrice
 from pipeline.generation import few_shot, prompts
 from pipeline.generation.writer import WriterSettings
+from pipeline.training_plan import CASES, TrainingEstimate, TrainingPlan
 
 Mode = Literal["live", "batch"]
 Quotas = Mapping[str, Mapping[str, int]]
@@ -30,102 +33,6 @@ Quotas = Mapping[str, Mapping[str, int]]
 _JSON_TOKENS = 4
 # Anthropic's least prefix for Sonnet models (platform.claude.com, prompt caching), where no row names one.
 _CACHE_MINIMUM_TOKENS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class StepEstimate:
-    """What one step is expected to take; dollars are None when a price is unknown."""
-
-    step: str
-    plan: str
-    calls: int = 0
-    input_tokens: int = 0
-    """Every token of the prompts, those written to and read from a cache among them."""
-    output_tokens: int = 0
-    usd: float | None = 0.0
-    """As expected; so are calls and tokens."""
-    simulated: bool = False
-    training_tokens: int = 0
-    gpu_hours: float = 0.0
-    plan_says: str = ""
-    usd_low: float | None = 0.0
-    usd_high: float | None = 0.0
-    usd_live: float | None = 0.0
-    """As expected without batches."""
-    saves: float | None = 0.0
-    """What batches save of ``usd_live``."""
-    usd_known: float = 0.0
-    """As expected, without the teachers whose price is unknown."""
-    cache_write_tokens: int = 0
-    cache_read_tokens: int = 0
-    teachers: tuple[str, ...] = ()
-    hours: float = 0.0
-    """Least time that the requests of the accounts allow; 0 where no limit is known."""
-    pace: str = ""
-    """How that time comes about."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsedPrice:
-    """The price that an estimate reckons with, in dollars for a million tokens."""
-
-    teacher: str
-    model: str
-    input_usd_per_mtok: float | None
-    output_usd_per_mtok: float | None
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunEstimate:
-    """The estimate of a profile, or of some of its steps."""
-
-    steps: list[StepEstimate] = field(default_factory=list)
-    gpu_usd: float | None = None
-    prices: list[UsedPrice] = field(default_factory=list)
-    assumptions: list[Assumption] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    """Teachers without a price, each with the mend."""
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def real_usd(self) -> float | None:
-        """Dollars that providers will ask for, as expected; None when a price is unknown."""
-        return self._real("usd")
-
-    @property
-    def simulated_usd(self) -> float:
-        """Play money of the local teacher."""
-        return sum(step.usd or 0.0 for step in self.steps if step.simulated)
-
-    @property
-    def gpu_hours(self) -> float:
-        """Hours on the profile's accelerator."""
-        return sum(step.gpu_hours for step in self.steps)
-
-    def document(self) -> dict[str, Any]:
-        """Return the estimate as JSON: the steps, the totals, prices, assumptions and warnings."""
-        return {
-            "steps": [asdict(step) for step in self.steps],
-            "calls": sum(step.calls for step in self.steps),
-            "usd": self.real_usd,
-            "usd_low": self._real("usd_low"),
-            "usd_high": self._real("usd_high"),
-            "usd_live": self._real("usd_live"),
-            "saves": self._real("saves"),
-            "usd_known": sum(step.usd_known for step in self.steps if not step.simulated),
-            "simulated_usd": self.simulated_usd,
-            "gpu_hours": self.gpu_hours,
-            "gpu_usd": self.gpu_usd,
-            "prices": [asdict(price) for price in self.prices],
-            "assumptions": [asdict(assumption) for assumption in self.assumptions],
-            "unknown_prices": self.unknown,
-            "warnings": self.warnings,
-        }
-
-    def _real(self, name: str) -> float | None:
-        values: list[float | None] = [getattr(step, name) for step in self.steps if not step.simulated]
-        return None if None in values else sum(value for value in values if value is not None)
 
 
 def estimate_run(profile: Profile) -> RunEstimate:
@@ -143,11 +50,10 @@ def _estimate(profile: Profile, steps: Iterable[StageStep]) -> RunEstimate:
     assumptions = assumptions_of(profile)
     plan = _Plan(profile, assumptions)
     found = [estimated for step in steps if (estimated := plan.step(step)) is not None]
-    hours = sum(step.gpu_hours for step in found)
     used = sorted({name for step in found for name in step.teachers})
     return RunEstimate(
         found,
-        hours * profile.gpu.usd_per_hour if profile.gpu else None,
+        profile.gpu,
         [_used(profile.teachers[name], name) for name in used],
         [each for name, each in assumptions.items() if name in plan.used],
         [told for name in used if (told := _unknown(profile.teachers[name], name))],
@@ -181,11 +87,14 @@ class _Plan:
                 self._writing = _settings(step)
                 break
         self._quotas: Quotas = self._writing.get("quotas", {})
+        cases: list[Case] = [self._low, self._expected, self._high]
+        self._training = TrainingPlan(profile, dict(zip(CASES, cases, strict=True)), self._quotas)
 
     def step(self, step: StageStep) -> StepEstimate | None:
         """Return a step's estimate, or None for a stage that calls and trains nothing."""
-        if step.uses == "training.sft":
-            return self._training(step)
+        if step.uses.startswith(("training.", "meta.")):
+            found = self._training.step(step)
+            return self._trained(step, found) if found else None
         counters: dict[str, Callable[[dict[str, Any], Case], list[_Part]]] = {
             "generation.questions": self._questions,
             "generation.validate": self._validate,
@@ -298,22 +207,25 @@ class _Plan:
         usage = Usage(round(given) + prefix, round(calls * answer), written, read)
         return [_Part(name, mode, calls, usage)]
 
-    def _training(self, step: StageStep) -> StepEstimate:
-        """Count the tokens of all attempts: the most that the step can take."""
-        expected, gpu = self._profile.expected, self._profile.gpu
-        attempts: list[dict[str, Any]] = [{**step.settings, **over} for over in step.attempts or [{}]]
-        question = expected.question_tokens[1]
-        row_tokens = _count(self._quotas, "easy") * (question + expected.easy_answer_tokens[1])
-        row_tokens += _count(self._quotas, "hard") * (question + expected.hard_answer_tokens[1])
-        total = 0
-        for settings in attempts:
-            if settings.get("steps"):
-                total += int(settings["steps"]) * int(settings.get("batch_tokens", 2048))
-            else:
-                total += int(float(settings["epochs"]) * row_tokens)
-        hours = total / gpu.tokens_per_second / 3600 if gpu else 0.0
+    def _trained(self, step: StageStep, found: TrainingEstimate) -> StepEstimate:
+        low, expected, high = (found.cases[name] for name in CASES)
+        gpu = self._profile.gpu
+        usd = {name: gpu_usd(found.cases[name].hours or None, gpu) for name in CASES}
         return StepEstimate(
-            step.id, step.plan, training_tokens=total, gpu_hours=hours, plan_says=step.plan_says
+            step.id,
+            step.plan,
+            training_tokens=expected.trained,
+            gpu_hours=expected.hours,
+            plan_says=step.plan_says,
+            training_tokens_low=low.trained,
+            training_tokens_high=high.trained,
+            answer_tokens=expected.answered,
+            gpu_hours_low=low.hours,
+            gpu_hours_high=high.hours,
+            gpu_usd=usd["expected"],
+            gpu_usd_low=usd["low"],
+            gpu_usd_high=usd["high"],
+            gpu_pace=found.pace,
         )
 
     # Money and time ---------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cogumi.errors import RunError, UsageError, nearest
-from cogumi.ledger import StepRow
+from cogumi.gpu_cost import gpu_usd, paid_hours
+from cogumi.ledger import Ledger, StepRow
 from cogumi.profile import GateStep, MeasureStep, Profile, parse_profile
 from cogumi.workspace import Workspace
 from gates.verdicts import GateVerdict
@@ -20,6 +21,7 @@ from reports.schema import (
     CallsPart,
     Decision,
     GatePart,
+    GpuPart,
     MoneyPart,
     Report,
     RunPart,
@@ -27,6 +29,7 @@ from reports.schema import (
     StepPart,
 )
 from reports.text import moment
+from reports.training import training_part
 
 
 def build_report(workspace: Workspace, run: str) -> Report:
@@ -53,7 +56,7 @@ def build_report(workspace: Workspace, run: str) -> Report:
         "artifacts": artifacts,
         "references": reference_parts(suites, references),
         "steps": _step_parts(workspace, profile, steps),
-        "money": _money_part(ledger.spent(run), [dict(found) for found in ledger.call_totals(run)]),
+        "money": _money_part(ledger, run, _gpu_part(profile, steps)),
         "reproduce": reproduce_part(workspace, profile, about, steps, index),
     }
     found = Report.model_validate({**parts, "caveats": []})
@@ -126,7 +129,8 @@ def _step_parts(workspace: Workspace, profile: Profile, steps: Sequence[StepRow]
     plan = {step.id: step for step in profile.steps}
     parts = []
     for row in steps:
-        facts = stored(workspace, row.artifact).facts if row.kind == "stage" else {}
+        artifact = stored(workspace, row.artifact) if row.kind == "stage" else None
+        facts = artifact.facts if artifact else {}
         seconds = row.finished_at - row.started_at if row.finished_at else None
         parts.append(
             StepPart(
@@ -142,7 +146,7 @@ def _step_parts(workspace: Workspace, profile: Profile, steps: Sequence[StepRow]
                     {name: v for name, v in row.metrics.items() if name not in ("seconds", "note")}
                 ),
                 facts=_scalars(facts),
-                curve=loss_curve(facts),
+                training=training_part(row, artifact, profile.gpu) if artifact else None,
             )
         )
     started = {row.step for row in steps}
@@ -162,7 +166,7 @@ def _waiting(step: Any) -> StepPart:
         note="",
         metrics={},
         facts={},
-        curve=[],
+        training=None,
     )
 
 
@@ -177,29 +181,30 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
     return found
 
 
-def loss_curve(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return (step, held-out loss) of the looks that a training left in its facts, else nothing.
-
-    ``looks`` holds mappings with ``step`` and ``held_out_loss`` (pipeline.training); an entry of another
-    shape is no point of a curve, and one point is no curve.
-    """
-    looks = facts.get("looks")
-    curve = []
-    for look in looks if isinstance(looks, list) else []:
-        step, loss = (look.get("step"), look.get("held_out_loss")) if isinstance(look, dict) else (None, None)
-        if isinstance(step, int | float) and isinstance(loss, int | float) and math.isfinite(step + loss):
-            curve.append((float(step), float(loss)))
-    return curve if len(curve) > 1 else []
-
-
 # Money --------------------------------------------------------------------------------------------
 
 
-def _money_part(spent: tuple[float, float], totals: Sequence[Mapping[str, Any]]) -> MoneyPart:
-    calls = [CallsPart.model_validate(dict(row)) for row in totals]
+def _money_part(ledger: Ledger, run: str, gpu: GpuPart | None) -> MoneyPart:
+    spent = ledger.spent(run)
+    calls = [CallsPart.model_validate(dict(row)) for row in ledger.call_totals(run)]
     return MoneyPart(
         real_usd=spent[0],
         simulated_usd=spent[1],
         unpriced_calls=sum(row.unpriced for row in calls),
         calls=calls,
+        gpu=gpu,
+    )
+
+
+def _gpu_part(profile: Profile, steps: Sequence[StepRow]) -> GpuPart | None:
+    taken = [hours for row in steps if (hours := paid_hours(row)) is not None]
+    if not taken:
+        return None
+    gpu = profile.gpu
+    return GpuPart(
+        name=gpu.name if gpu else "GPU",
+        usd_per_hour=gpu.usd_per_hour if gpu else None,
+        source=gpu.source if gpu else "the profile names no gpu",
+        hours=sum(taken),
+        usd=gpu_usd(sum(taken), gpu),
     )

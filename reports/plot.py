@@ -1,15 +1,15 @@
-"""Plots as inline SVG: quality against bytes, a criterion against its bar, a loss curve.
-
-Colours and fonts come from the page's style sheet (classes ``p-…``), so that they follow light and dark.
-"""
+"""Plots as inline SVG: quality against bytes, and a criterion against its bar."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from reports.svg import line as _line
+from reports.svg import svg as _svg
+from reports.svg import text as _text
 from reports.text import clean, interval, share, size, speed
 
 _CHAR = 6.4
@@ -120,22 +120,6 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], width: int, title:
     parts += [_marker(frame, point, radii[point.number]) for point in by_size]
     parts += _labels(frame, points, levels, radii)
     return _svg(width, height, title, parts)
-
-
-def _svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    label = escape(clean(title))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    )
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(clean(text))}</text>'
 
 
 def _axes(frame: _Frame, height: int) -> str:
@@ -321,32 +305,4 @@ def strip(data: Strip, title: str) -> str:
         parts.append(_line("p-interval", x(low), middle, x(high), middle))
         parts.append(f'<circle class="p-dot" cx="{x(data.value):.1f}" cy="{middle}" r="5"/>')
     parts.append(_line("p-bar", x(data.bar), middle - 11, x(data.bar), middle + 11))
-    return _svg(width, height, title, parts)
-
-
-def curve(points: Sequence[tuple[float, float]], title: str) -> str:
-    """Return an SVG of a loss over training steps, its first and last value written beside it."""
-    width, height = 300, 130
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    spread_x, spread_y = (max(xs) - min(xs)) or 1.0, (max(ys) - min(ys)) or 1.0
-
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        return (
-            44 + (width - 56) * (point[0] - min(xs)) / spread_x,
-            height - 30 - (height - 46) * (point[1] - min(ys)) / spread_y,
-        )
-
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, points))
-    ticks = [
-        _text("p-tick", 38, at((0, value))[1] + 4, f"{value:.3g}", "end") for value in {min(ys), max(ys)}
-    ]
-    last_x, last_y = at(points[-1])
-    parts = [
-        _line("p-axis", 44, height - 24, width - 12, height - 24),
-        *sorted(ticks),
-        f'<polyline class="p-curve" points="{path}"/>',
-        f'<circle class="p-dot" cx="{last_x:.1f}" cy="{last_y:.1f}" r="3"/>',
-        _text("p-tick", 44, height - 10, f"step {min(xs):,.0f}"),
-        _text("p-tick", width - 12, height - 10, f"{max(xs):,.0f}", "end"),
-    ]
     return _svg(width, height, title, parts)

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import plot, rows, text
+from reports.loss_plot import loss_plot
 from reports.quality import ALPHA
 from reports.schema import ArtifactPart, Report
 
@@ -20,6 +21,7 @@ _SECTIONS = (
     ("verdicts", "Verdicts"),
     ("artifacts", "Models"),
     ("history", "Every verdict"),
+    ("training", "Training"),
     ("steps", "Steps"),
     ("money", "Money"),
     ("reproduce", "How to reproduce"),
@@ -43,14 +45,16 @@ def render_html(report: Report) -> str:
         report=report,
         t=text,
         headline=rows.headline(report),
-        sections=_SECTIONS,
+        sections=[one for one in _SECTIONS if one[0] != "training" or rows.trainings_of(report)],
         suites=suites,
         alpha=ALPHA,
         version=version("cogumi"),
         badge=_badge,
         strip=_strip,
         plots=[found for suite in suites if (found := _plots(report, suite.name))],
-        curves=[(name, svg) for name, svg in _curves(report)],
+        curves=list(_curves(report)),
+        trainings=rows.trainings_of(report),
+        training_table=rows.training_table(report),
         by_task=list(rows.tasks_of(report)),
         history=list(rows.history_of(report)),
         key_figures=rows.key_figures,
@@ -122,13 +126,10 @@ def _point(artifact: ArtifactPart, suite: str) -> plot.Point | None:
     )
 
 
-def _curves(report: Report) -> Iterator[tuple[str, Markup]]:
-    several = {step.step for step in report.steps if step.attempt > 1}
-    for step in report.steps:
-        if step.curve:
-            name = f"{step.step}, attempt {step.attempt}" if step.step in several else step.step
-            first, last = step.curve[0][1], step.curve[-1][1]
-            yield (
-                name,
-                Markup(plot.curve(step.curve, f"{name}: held-out loss from {first:.3g} to {last:.3g}")),
-            )
+def _curves(report: Report) -> Iterator[tuple[str, str, Markup]]:
+    """Yield name, words and picture of every training that was looked at more than once."""
+    for name, part in rows.trainings_of(report):
+        told = rows.losses_told(part)
+        picture = loss_plot(part.looks, part.held_out_name, f"{name}: {told}")
+        if picture:
+            yield name, told, Markup(picture)

@@ -14,8 +14,9 @@ from reports.schema import ArtifactPart, CallsPart, GatePart, Report, SuitePart,
 
 def render_markdown(report: Report) -> str:
     """Return the document."""
-    parts = [_head(report), _verdicts(report), _artifacts(report), _history(report), _steps(report)]
-    parts += [_money(report), _reproduce(report), _caveats(report)]
+    parts = [_head(report), _verdicts(report), _artifacts(report), _history(report)]
+    parts += [_training(report)] if rows.trainings_of(report) else []
+    parts += [_steps(report), _money(report), _reproduce(report), _caveats(report)]
     return "\n".join(line for part in parts for line in (*part, "")).rstrip() + "\n"
 
 
@@ -172,6 +173,18 @@ def _history(report: Report) -> Iterator[str]:
         yield "No gate has been decided in this run."
 
 
+def _training(report: Report) -> Iterator[str]:
+    trainings = rows.trainings_of(report)
+    yield "## Training"
+    yield ""
+    header = ["Figure", *(escaped(name) for name, _ in trainings)]
+    yield from _table(header, ([name, *cells] for name, cells in rows.training_table(report)))
+    for name, part in trainings:
+        if part.looks:
+            yield ""
+            yield f"- {escaped(name)}: {escaped(rows.losses_told(part))}."
+
+
 def _steps(report: Report) -> Iterator[str]:
     yield "## Steps"
     yield ""
@@ -186,11 +199,6 @@ def _steps(report: Report) -> Iterator[str]:
             (step.plan, step.step, step.kind, attempt, step.status, text.duration(step.seconds), made, told)
         )
     yield from _table(header, found)
-    for step in report.steps:
-        if step.curve:
-            losses = ", ".join(f"{loss:.3g}" for _, loss in step.curve)
-            yield ""
-            yield f"Held-out loss of {escaped(step.step)}, attempt {step.attempt}: {losses}"
 
 
 def _money(report: Report) -> Iterator[str]:
@@ -204,6 +212,9 @@ def _money(report: Report) -> Iterator[str]:
         f" Calls of unknown price, not in the sum: {money.unpriced_calls}." if money.unpriced_calls else ""
     )
     yield f"Paid: {text.usd(money.real_usd)}.{played}{unknown}"
+    if money.gpu:
+        yield ""
+        yield escaped(text.gpu_told(money.gpu))
     if money.calls:
         yield ""
         header = ["Step", "Model", "Provider", "Calls", "Input tokens", "Output tokens", "Cost"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reports import text
-from reports.schema import Decision, GatePart, Report, StepPart, TaskPart
+from reports.schema import Decision, GatePart, Report, StepPart, TaskPart, TrainingPart
 
 _KEY_FIGURES = 8
 _LONGEST_FIGURE = 40
@@ -67,3 +67,91 @@ def tasks_of(report: Report) -> Iterator[tuple[str, TaskPart]]:
         tasks = {task.task: task for part in reversed(artifact.quality) for task in part.tasks}
         for task in sorted(tasks.values(), key=lambda one: one.task):
             yield artifact.name, task
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def trainings_of(report: Report) -> list[tuple[str, TrainingPart]]:
+    """Return each training with its step's name, and the attempt where there are several."""
+    several = {step.step for step in report.steps if step.attempt > 1}
+    return [
+        (f"{step.step}, attempt {step.attempt}" if step.step in several else step.step, step.training)
+        for step in report.steps
+        if step.training is not None
+    ]
+
+
+def training_table(report: Report) -> list[tuple[str, list[str]]]:
+    """Return the rows of the table of trainings: what is told, and how it stands in each of them."""
+    parts = [part for _, part in trainings_of(report)]
+    return [(name, [cell(part) for part in parts]) for name, cell in _TRAINING_ROWS.items()]
+
+
+def losses_told(part: TrainingPart) -> str:
+    """Say in words what the curves of a training show: first, last and lowest loss."""
+    held_out = [(look.step, look.held_out_loss) for look in part.looks if look.held_out_loss is not None]
+    train = [(look.step, look.train_loss) for look in part.looks if look.train_loss is not None]
+    told = []
+    for name, losses in ((f"{part.held_out_name} loss", held_out), ("training loss", train)):
+        if losses:
+            told.append(f"{name} from {losses[0][1]:.3g} to {losses[-1][1]:.3g}")
+    if held_out:
+        step, lowest = min(held_out, key=lambda look: look[1])
+        told.append(f"lowest {part.held_out_name} loss {lowest:.3g} at step {step:,.10g}")
+    return "; ".join(told)
+
+
+def _rows_told(part: TrainingPart) -> str:
+    if part.rows is None:
+        return text.UNKNOWN
+    return f"{part.rows:,}, and {part.held_out_rows:,} held out" if part.held_out_rows else f"{part.rows:,}"
+
+
+def _left_out_told(part: TrainingPart) -> str:
+    if part.rows is None and not part.left_out:
+        return text.UNKNOWN
+    return "; ".join(f"{one.rows:,}: {one.why}" for one in part.left_out) or "none"
+
+
+def _trainable_told(part: TrainingPart) -> str:
+    if part.trainable_parameters is None:
+        return text.UNKNOWN
+    share = part.trainable_parameters / part.parameters if part.parameters else None
+    return f"{text.count(part.trainable_parameters)} ({text.percent(share)})"
+
+
+def _steps_told(part: TrainingPart) -> str:
+    if part.steps is None:
+        return text.UNKNOWN
+    return f"{part.steps:,}{', stopped early' if part.stopped_early else ''}"
+
+
+def _lowest_told(part: TrainingPart) -> str:
+    losses = [look.held_out_loss for look in part.looks if look.held_out_loss is not None]
+    return f"{min(losses):.3g}" if losses else text.UNKNOWN
+
+
+def _cost_told(part: TrainingPart) -> str:
+    if part.gpu_hours is None:
+        return text.UNKNOWN if part.gpus is None else "no GPU"
+    return f"{text.usd(part.gpu_usd)} for {part.gpu_hours:.3g} GPU hours"
+
+
+_TRAINING_ROWS: dict[str, Callable[[TrainingPart], str]] = {
+    "Objective": lambda part: part.objective,
+    "Tokens seen": lambda part: text.count(part.tokens_seen),
+    "Supervised tokens": lambda part: text.percent(part.supervised_share),
+    "Padding": lambda part: text.percent(part.padding_share),
+    "Rows": _rows_told,
+    "Rows left out": _left_out_told,
+    "Trainable parameters": _trainable_told,
+    "Optimizer steps": _steps_told,
+    "Lowest held-out loss": _lowest_told,
+    "Tokens per second": lambda part: text.speed(part.tokens_per_second),
+    "Model FLOP utilisation": lambda part: text.percent(part.model_flop_utilization),
+    "Peak memory": lambda part: text.size(part.peak_bytes),
+    "Time": lambda part: text.duration(part.seconds),
+    "Energy": lambda part: text.energy(part.joules),
+    "Cost": _cost_told,
+}

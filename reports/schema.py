@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON; changes whenever a reader of the old one would be misled."""
 
 Scalar = str | float | int | bool | None
@@ -121,6 +121,52 @@ class ReferencePart(_Part):
     simulated: bool
 
 
+class LookPart(_Part):
+    """One look at a training: losses in nats per answer token, None where that one was not taken."""
+
+    step: float
+    """Optimizer steps so far."""
+    train_loss: float | None
+    """Mean since the look before."""
+    held_out_loss: float | None
+    """On held-out rows; in meta-learning on the query rows of held-out tasks, after adapting."""
+
+
+class LeftOutPart(_Part):
+    """Rows of the data that a training left out or cut, and why."""
+
+    why: str
+    rows: int
+
+
+class TrainingPart(_Part):
+    """What a training saw, how fast it was and what it took; None is unknown, and never 0."""
+
+    objective: str
+    held_out_name: str
+    looks: list[LookPart]
+    steps: int | None
+    stopped_early: bool
+    rows: int | None
+    held_out_rows: int | None
+    left_out: list[LeftOutPart]
+    tokens_seen: int | None
+    supervised_share: float | None
+    padding_share: float | None
+    parameters: int | None
+    trainable_parameters: int | None
+    seconds: float | None
+    """Of the process that finished it."""
+    tokens_per_second: float | None
+    model_flop_utilization: float | None
+    peak_bytes: int | None
+    joules: float | None
+    gpus: int | None
+    gpu_hours: float | None
+    """Of all processes that worked on it, as are ``joules``."""
+    gpu_usd: float | None
+
+
 class StepPart(_Part):
     """One attempt of one step; ``seconds`` is None for a step that has not ended."""
 
@@ -134,8 +180,8 @@ class StepPart(_Part):
     note: str
     metrics: dict[str, Scalar]
     facts: dict[str, Scalar]
-    curve: list[tuple[float, float]]
-    """(step, held-out loss) of a training, empty for other stages."""
+    training: TrainingPart | None
+    """None for a step that trained nothing."""
 
 
 class CallsPart(_Part):
@@ -152,6 +198,16 @@ class CallsPart(_Part):
     unpriced: int
 
 
+class GpuPart(_Part):
+    """What GPU hours cost this run: the profile's price, and the hours that it paid for."""
+
+    name: str
+    usd_per_hour: float | None
+    source: str
+    hours: float
+    usd: float | None
+
+
 class MoneyPart(_Part):
     """What was paid, and what a local teacher would have cost."""
 
@@ -159,6 +215,8 @@ class MoneyPart(_Part):
     simulated_usd: float
     unpriced_calls: int
     calls: list[CallsPart]
+    gpu: GpuPart | None
+    """None for a run without GPU hours; not in ``real_usd``, which teachers asked for."""
 
 
 class DataPart(_Part):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogumi import units
 from gates.render import claim as gate_claim
 from gates.render import number
 from gates.verdicts import CriterionVerdict
+
+if TYPE_CHECKING:
+    from reports.schema import GpuPart
 
 UNKNOWN = "–"
 
@@ -80,11 +83,33 @@ def speed(tokens_per_second: float | None) -> str:
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
 
 
+def percent(value: float | None) -> str:
+    """Format a share of something counted: ``61.2 %``."""
+    return UNKNOWN if value is None else f"{100 * value:.1f} %"
+
+
+def energy(joules: float | None) -> str:
+    """Format energy: ``812 J``, ``12.3 kJ``, and from a tenth of one on in kWh."""
+    if joules is None:
+        return UNKNOWN
+    if joules >= 3.6e5:
+        return f"{joules / 3.6e6:.3g} kWh"
+    return f"{joules / 1000:.3g} kJ" if joules >= 1000 else f"{joules:.3g} J"
+
+
 def usd(amount: float | None) -> str:
     """Format dollars; an unknown price is unknown, never 0."""
     if amount is None:
         return "unknown"
     return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.4f}"
+
+
+def gpu_told(part: GpuPart) -> str:
+    """Say what a run's GPU hours cost, and at what price: it stands apart from what teachers asked for."""
+    told = f"GPU hours: {part.hours:.3g} on {part.name}, {usd(part.usd)}"
+    if part.usd_per_hour is not None:
+        told += f" at {usd(part.usd_per_hour)} an hour"
+    return f"{told} ({part.source})."
 
 
 def short(digest: str | None) -> str:

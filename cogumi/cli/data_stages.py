@@ -32,7 +32,7 @@ from cogumi.workspace import check_run_name
 if TYPE_CHECKING:
     from cogumi.runner import Outcome, Runner
     from cogumi.store import Artifact
-    from pipeline.planning import RunEstimate
+    from pipeline.estimates import RunEstimate
 
 _SHARED = """The step is the one that `cogumi run` knows: what is finished here is finished there, in one
 workspace, run and ledger. The same command again goes on where the last process ended, however it ended."""

@@ -18,6 +18,7 @@ from cogumi.cli.common import (
     place,
 )
 from cogumi.errors import RunError
+from cogumi.gpu_cost import UNKNOWN
 from cogumi.profile import Profile, load_profile
 from cogumi.units import size
 from cogumi.verdict import Verdict
@@ -140,14 +141,17 @@ def print_estimate(document: dict[str, Any]) -> None:
     asking = [row for row in document["steps"] if row["calls"]]
     if asking:
         _print_asking(asking, document)
-    training = [row for row in document["steps"] if row["training_tokens"]]
+    training = [row for row in document["steps"] if row["training_tokens"] or row["answer_tokens"]]
     if training:
-        typer.echo("\ntraining")
-        for row in training:
-            told = f"{row['training_tokens']:,} tokens at most"
-            told += f", {row['gpu_hours']:.1f} GPU hours" if row["gpu_hours"] else ""
-            told += f" (the plan says {row['plan_says']})" if row["plan_says"] else ""
-            typer.echo(f"  {row['plan']:<4} {row['step']:<14} {told}")
+        _print_training(training, document)
+    if document["assumptions"]:
+        typer.echo()
+        rest = [["assumed for", "low", "expected", "high", "because"]]
+        rest += [
+            [row["name"], *(f"{row[case]:,g}" for case in ("low", "expected", "high")), row["source"]]
+            for row in document["assumptions"]
+        ]
+        _print_columns(rest, left=1, source=True)
     typer.echo(f"\ntotal  {_total_line(document)}")
     for told in document["unknown_prices"]:
         typer.echo(f"  {told}")
@@ -204,13 +208,32 @@ def _print_asking(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
         for row in document["prices"]
     ]
     _print_columns(prices, left=2, source=True)
+
+
+def _print_training(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
+    """Print tokens, GPU hours and their cost, with the speed of each step and the price of an hour."""
+    gpu, ends = document["gpu"], ("_low", "", "_high")
+    head = ["training", "", "tokens"]
+    if gpu is not None:
+        head += ["GPU h low", "expected", "high", "$ low", "expected", "high"]
+    table = [[*head, "the plan"]]
+    for row in rows:
+        cells = [row["plan"], row["step"], f"{row['training_tokens'] or row['answer_tokens']:,}"]
+        if gpu is not None:
+            known = bool(row["gpu_hours"])
+            cells += [f"{row[f'gpu_hours{end}']:.3g}" if known else "unknown" for end in ends]
+            cells += [_usd(row[f"gpu_usd{end}"]) for end in ends]
+        table.append([*cells, row["plan_says"]])
     typer.echo()
-    rest = [["assumed for", "low", "expected", "high", "because"]]
-    rest += [
-        [row["name"], *(f"{row[case]:,g}" for case in ("low", "expected", "high")), row["source"]]
-        for row in document["assumptions"]
-    ]
-    _print_columns(rest, left=1, source=True)
+    _print_columns(table, left=2)
+    for row in rows:
+        if row["gpu_pace"]:
+            typer.echo(f"  {row['step']}: {row['gpu_pace']}")
+    if gpu is None:
+        typer.echo("  no GPU hours: the profile names no gpu")
+    else:
+        price = f"{_usd(gpu['usd_per_hour'])} an hour" if gpu["usd_per_hour"] is not None else UNKNOWN
+        typer.echo(f"  {gpu['name']}: {price} ({gpu['source']})")
 
 
 def _print_columns(table: list[list[str]], left: int, source: bool = False) -> None:
@@ -279,6 +302,7 @@ def _total_line(document: dict[str, Any]) -> str:
     if document["simulated_usd"]:
         parts.append(f"{_usd(document['simulated_usd'])} simulated (nothing is paid)")
     if document["gpu_hours"]:
-        gpu_usd = f" (${document['gpu_usd']:.2f})" if document["gpu_usd"] is not None else ""
-        parts.append(f"{document['gpu_hours']:.1f} GPU hours{gpu_usd}")
+        hours = f"{document['gpu_hours']:.3g} GPU hours"
+        cost = document["gpu_usd"]
+        parts.append(f"{hours} ({_usd(cost) if cost is not None else UNKNOWN})")
     return ", ".join(parts)

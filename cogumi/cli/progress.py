@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogumi.cli.common import on_terminal, say
 from cogumi.profile import GateStep, MeasureStep, StageStep, Step
 from cogumi.stage import Progress as StageProgress
-from cogumi.units import duration, rate
+from cogumi.units import duration, rate, usd
+
+if TYPE_CHECKING:
+    from cogumi.cli.tensorboard import TensorBoardLog
 
 _PLAIN_EVERY_S = 5.0
 _PLAIN_EVERY_AT_MOST_S = 60.0
@@ -19,6 +22,18 @@ _DRAWN_EVERY_S = 0.1
 _WINDOW_S = 30.0
 _WINDOW_STEPS = 10
 _SAMPLED_EVERY_S = 0.2
+
+# What training tells, in the order in which a line that is too short loses it, from the end.
+_TRAINING: dict[str, Callable[[float], str]] = {
+    "gpu_usd": lambda value: f"GPU {usd(value)}",
+    "loss": lambda value: f"loss {value:.3g}",
+    "held_out_loss": lambda value: f"held-out {value:.3g}",
+    "tok_s": lambda value: f"{value:,.0f} tok/s",
+    "mfu": lambda value: f"MFU {value:.1%}",
+    "lr": lambda value: f"lr {value:.2g}",
+}
+# A sum of seconds over GPUs says nothing beside the time and the cost.
+_UNTOLD = frozenset({"spent", "beside", "gpu_seconds"})
 
 
 class Pace:
@@ -115,13 +130,17 @@ class Line:
         self, done: int, total: int, replayed: int, facts: Mapping[str, float | int | str]
     ) -> list[str]:
         pace, left = self._pace.per_second, self._pace.left_s
-        words = [rate(pace)] if pace else []
+        # Tokens a second say more than steps a second.
+        words = [rate(pace)] if pace and "tok_s" not in facts else []
         if left is not None and done < total:
             words.append(f"{duration(left)} left")
-        if "spent" in facts:
-            words.append(str(facts["spent"]))
+        # Of a stage side by side with this one no other line tells.
+        words += [str(facts[name]) for name in ("beside", "spent") if name in facts]
+        words += [told(float(facts[name])) for name, told in _TRAINING.items() if name in facts]
         words += [
-            f"{name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items() if name != "spent"
+            f"{name.replace('_', ' ')} {_fact(value)}"
+            for name, value in facts.items()
+            if name not in _UNTOLD and name not in _TRAINING
         ]
         return [*words, f"{replayed:,} from the ledger"] if replayed else words
 
@@ -187,10 +206,12 @@ def describe(step: Step) -> str:
 
 
 class RunReporter:
-    """Tells a run on standard error, one line for each step and each verdict."""
+    """Tells a run on standard error, one line for each step and each verdict; ``log`` keeps its numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: TensorBoardLog | None = None) -> None:
         self._line: Line | None = None
+        self._log = log
+        self._attempts: dict[str, int] = {}
 
     def _close(self) -> None:
         if self._line is not None:
@@ -201,6 +222,7 @@ class RunReporter:
         """A step changed state."""
         self._close()
         if state == "start":
+            self._attempts[step.id] = attempt
             again = f", attempt {attempt}" if attempt > 1 else ""
             say(f"→ {describe(step)}{again}: {note}")
         elif state == "reused":
@@ -209,12 +231,16 @@ class RunReporter:
             say(f"  done{': ' if note else ''}{note}")
         else:
             say(f"  {state}: {note}")
+        if self._log is not None and state != "start":
+            self._log.close(step.id, attempt)
 
     def progress(self, step: Step) -> StageProgress:
         """Return the live line of a stage."""
         self._close()
         self._line = Line(step.id)
-        return self._line
+        if self._log is None:
+            return self._line
+        return self._log.progress(self._line, step.id, self._attempts.get(step.id, 1))
 
     def tell(self, task: str, done: int, wanted: int) -> None:
         """Show how far a measurement is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from cogumi.cli.common import (
 )
 from cogumi.cli.progress import RunReporter
 from cogumi.cli.teachers import TeacherPool
+from cogumi.cli.tensorboard import TensorBoardLog
 from cogumi.errors import InfeasibleError, UsageError, nearest
 from cogumi.profile import GateStep, MeasureStep, Profile, load_profile
 from cogumi.units import duration
@@ -42,6 +44,7 @@ ran and no gate stopped it, else with the code of the gate that did.
 \b
 Example: cogumi run                          (the rehearsal: offline, no key, under 10 minutes)
          cogumi run --until merged --max-cost 5
+         cogumi run --until training         (its last step that trains; or training.sft, or plan 1.6)
 """
 
 
@@ -56,9 +59,13 @@ def run(
     name: Annotated[
         str | None, typer.Option("--run", "-r", help="Name of the run; the profile's name without.")
     ] = None,
-    until: Annotated[str | None, typer.Option("--until", help="End after this step.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="STEP", help="End after this step, stage (training) or plan number."),
+    ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Begin at this step; earlier ones are done.")
+        str | None,
+        typer.Option("--from", metavar="STEP", help="Begin at this step, stage or number; earlier are done."),
     ] = None,
     max_cost: MaxCostOption = None,
     yes: YesOption = False,
@@ -66,6 +73,10 @@ def run(
     accept: Annotated[
         list[str] | None,
         typer.Option("--accept-infeasible", metavar="GATE/CRITERION", help="Run although it cannot be met."),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Log every number of a step's progress there."),
     ] = None,
     workspace: WorkspaceOption = None,
     data: DataOption = None,
@@ -88,7 +99,8 @@ def run(
     _check_feasible(infeasible_targets(document), accept or [])
     confirm_spending("this run", estimate_run(chosen).real_usd, yes, max_cost)
     options = RunOptions(until=until, start=start, max_usd=max_cost, data=where.data)
-    with open_runner(where, chosen, run_name) as runner:
+    log = TensorBoardLog(tensorboard) if tensorboard is not None else None
+    with open_runner(where, chosen, run_name, log=log) as runner:
         outcome = runner.run(options, accept or [])
     _farewell(where, run_name, chosen, outcome)
     raise typer.Exit(outcome.exit_code)
@@ -124,10 +136,13 @@ def confirm_spending(what: str, usd: float | None, yes: bool, max_cost: float | 
 
 
 @contextmanager
-def open_runner(where: Place, profile: Profile, name: str, *, linted: bool = True) -> Iterator[Runner]:
+def open_runner(
+    where: Place, profile: Profile, name: str, *, linted: bool = True, log: TensorBoardLog | None = None
+) -> Iterator[Runner]:
     """Give the runner of a profile with its judge, its teachers and its reporter on standard error.
 
-    With ``linted`` the profile's benchmarks are linted now, and training data before it is trained on.
+    With ``linted`` the profile's benchmarks are linted now, and training data before it is trained on;
+    ``log`` keeps the numbers of every progress.
     """
     from cogumi.runner import Runner
     from evals.measure import Measurer
@@ -135,7 +150,7 @@ def open_runner(where: Place, profile: Profile, name: str, *, linted: bool = Tru
     from pipeline import all_stages
 
     where.workspace.create()
-    reporter = RunReporter()
+    reporter = RunReporter(log)
     measurer = Measurer(where.workspace, where.data, reporter.tell)
     stages = _linted(profile, measurer, all_stages()) if linted else all_stages()
     with TeacherPool(where.workspace, profile) as teachers:

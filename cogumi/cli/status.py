@@ -19,6 +19,7 @@ from cogumi.cli.common import (
     place,
 )
 from cogumi.errors import UsageError
+from cogumi.gpu_cost import gpu_usd, hours_told, paid_hours
 from cogumi.profile import GateStep, Profile, parse_profile
 from cogumi.units import duration
 
@@ -81,6 +82,8 @@ def status_document(where: Place, run: str) -> dict[str, Any]:
     for found in ledger.verdicts(run):
         verdicts.setdefault(str(found["gate"]), []).append(found)
     real, simulated = ledger.spent(run)
+    steps = [_step_row(profile, step.id, done.get(step.id, [])) for step in profile.steps]
+    hours = [step["gpu_hours"] for step in steps if step["gpu_hours"] is not None]
     return {
         "run": run,
         "profile": row["profile_name"],
@@ -90,7 +93,9 @@ def status_document(where: Place, run: str) -> dict[str, Any]:
         "accepted_infeasible": row["accepted_infeasible"],
         "spent_usd": real,
         "spent_simulated_usd": simulated,
-        "steps": [_step_row(profile, step.id, done.get(step.id, [])) for step in profile.steps],
+        "gpu_hours": sum(hours) if hours else None,
+        "gpu_usd": gpu_usd(sum(hours) if hours else None, profile.gpu),
+        "steps": steps,
         "gates": {
             gate: [
                 {
@@ -110,6 +115,8 @@ def _step_row(profile: Profile, step_id: str, rows: list[StepRow]) -> dict[str, 
     step = next(step for step in profile.steps if step.id == step_id)
     last = max(rows, key=lambda row: row.attempt) if rows else None
     seconds = sum((row.finished_at or time.time()) - row.started_at for row in rows)
+    taken = [hours for row in rows if (hours := paid_hours(row)) is not None]
+    hours = sum(taken) if taken else None
     return {
         "step": step_id,
         "plan": step.plan,
@@ -119,6 +126,8 @@ def _step_row(profile: Profile, step_id: str, rows: list[StepRow]) -> dict[str, 
         "seconds": round(seconds, 3) if rows else None,
         "artifact": last.artifact if last else None,
         "note": last.note if last else "",
+        "gpu_hours": hours,
+        "gpu_usd": gpu_usd(hours, profile.gpu),
     }
 
 
@@ -130,9 +139,15 @@ def _print(document: dict[str, Any]) -> None:
     if document["note"]:
         typer.echo(f"  {document['note']}")
     for row in document["steps"]:
-        again = f" attempt {row['attempt']}" if row["attempt"] > 1 else ""
         took = duration(row["seconds"]) if row["seconds"] is not None else ""
         artifact = (row["artifact"] or "").removeprefix("sha256:")[:12]
         name = f"{_MARKS[row['status']]} {row['plan']:<4} {row['step']:<18}"
-        typer.echo(f"  {name} {took:>12}  {artifact:<12} {row['note']}".rstrip() + again)
+        told = [row["note"]] if row["note"] else []
+        if row["attempt"] > 1:
+            told.append(f"attempt {row['attempt']}")
+        if row["gpu_hours"] is not None:
+            told.append(hours_told(row["gpu_hours"], row["gpu_usd"]))
+        typer.echo(f"  {name} {took:>12}  {artifact:<12} {', '.join(told)}".rstrip())
     typer.echo(f"  spent {dollars(document['spent_usd'], document['spent_simulated_usd'])}")
+    if document["gpu_hours"] is not None:
+        typer.echo(f"  GPU time: {hours_told(document['gpu_hours'], document['gpu_usd'])}")

@@ -54,6 +54,9 @@ class HFBackend:
             from evals.backends.adapters import load_adapted
 
             self._loaded = load_adapted(path, adapter, dtype=dtype, device=self._device)
+        # transformers fills what a fresh configuration leaves open from the model's own: its sampling, its
+        # penalty on repetition.
+        self._loaded.model.generation_config = transformers.GenerationConfig()
         self._path = path
         self._text = plain_text(self._loaded.tokenizer)
         tiny = self._loaded.parameters < SMALL_MODEL
@@ -160,7 +163,6 @@ class HFBackend:
         started = time.perf_counter()
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self._device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._device)
-        # A fresh configuration: the model's own may sample or penalise repetition.
         config = GenerationConfig(
             do_sample=False,
             num_beams=1,

@@ -104,6 +104,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+TEMPLATE_DATE = "26 Jul 2024"
+"""The date that templates which tell one are given: prompts must not change from day to day."""
+
+
 def render(template: str, prompt: Prompt, *, bos: str, eos: str) -> str:
     """Render a prompt through a chat template as ``apply_chat_template`` would, ready to answer.
 
@@ -123,6 +127,8 @@ def render(template: str, prompt: Prompt, *, bos: str, eos: str) -> str:
             continue_final_message=answering,
             bos_token=bos,
             eos_token=eos,
+            # Llama-3.1's own default; Llama-3.2's template would write today's date into every prompt.
+            date_string=TEMPLATE_DATE,
         )
     except TemplateError as error:
         raise RunError(f"the model's chat template cannot be rendered ({first_line(error)})") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from cogumi.errors import RunError
 from cogumi.hub import NotHereError, local_only
-from cogumi.stage import Settings, Stage, StageContext, StageResult
+from cogumi.stage import Stage
 from cogumi.store import Artifact
 from evals.datafiles import noting_files
 from evals.lint.fields import parts_of
@@ -119,9 +119,4 @@ def checked_stage(stage: Stage[Any], check: Callable[[Artifact], None]) -> Stage
     """Return the stage with a check of its input ``data`` before its first step; others as they are."""
     if "data" not in stage.inputs:
         return stage
-
-    def run(settings: Settings, context: StageContext) -> StageResult:
-        check(context.inputs["data"])
-        return stage.run(settings, context)
-
-    return replace(stage, run=run)
+    return replace(stage, check=lambda inputs: check(inputs["data"]))

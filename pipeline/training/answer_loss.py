@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 from torch.utils.checkpoint import checkpoint
 
 from cogumi.errors import RunError
 from pipeline.training.attention import PACKED, Rows, register
 from pipeline.training.packing import PackedBatch
 
-# Logits at once, in elements: 512 positions of Llama-3.1's vocabulary, 256 MiB in float32.
-CHUNK_ELEMENTS = 1 << 26
+# Logits at once, in elements: 1,024 positions of Llama-3.1's vocabulary, 501 MiB in float32.
+CHUNK_ELEMENTS = 1 << 27
+_TILE = 128
 
 # Settings of a configuration that change the logits after the head (Gemma 2, Cohere, Granite).
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -29,8 +30,8 @@ _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class AnswerLoss(torch.nn.Module):
     """A causal language model of transformers, plain or with peft's adapters, as its answer loss.
 
-    ``autocast``: compute in bf16 where the weights are float32. Raises ``RunError`` for a model whose attention
-    or head this cannot stand for.
+    ``autocast``: compute in bf16 where the weights are float32. Raises ``RunError`` for a model whose
+    attention or head this cannot stand for.
     """
 
     def __init__(self, model: Any, *, autocast: bool = False) -> None:
@@ -78,11 +79,30 @@ class AnswerLoss(torch.nn.Module):
             return summed_cross_entropy(hidden, batch.targets, self.head)
 
 
-def summed_cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, head: Any) -> torch.Tensor:
+def softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed cross-entropy of logits (S, V) and its gradient (S, V), in the logits' precision.
+
+    Positions whose target is negative count for nothing.
+    """
+    x = at_least_float32(logits)
+    lse = torch.logsumexp(x, dim=-1, keepdim=True)
+    wanted = targets.unsqueeze(1)
+    hit = torch.arange(x.shape[-1], device=x.device) == wanted
+    loss = torch.where(wanted >= 0, lse - torch.where(hit, x, 0).sum(-1, keepdim=True), 0).sum()
+    grad = torch.where(wanted >= 0, torch.exp(x - lse) - hit.to(x.dtype), 0)
+    return loss, grad.to(logits.dtype)
+
+
+SoftmaxLoss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def summed_cross_entropy(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Any, kernel: SoftmaxLoss = softmax_loss
+) -> torch.Tensor:
     """Return the summed cross-entropy of ``head(hidden)`` against ``targets``: (S, width), (S,) -> ()."""
     if frozen_linear(head) and hidden.requires_grad and not torch.is_autocast_enabled(hidden.device.type):
         total: torch.Tensor = _FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, targets, head.weight
+            hidden, targets, head.weight, kernel
         )
         return total
 
@@ -92,11 +112,17 @@ def summed_cross_entropy(hidden: torch.Tensor, targets: torch.Tensor, head: Any)
     return over_chunks(loss, hidden, targets, vocabulary=vocabulary_of(head))
 
 
+def chunk_size(vocabulary: int) -> int:
+    """Return how many positions go through a head of this width at once, in whole tiles where many fit."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return size if size < _TILE else size // _TILE * _TILE
+
+
 def over_chunks(
     loss: Callable[..., torch.Tensor], hidden: torch.Tensor, *others: torch.Tensor, vocabulary: int
 ) -> torch.Tensor:
-    """Return the sum of ``loss`` over chunks of rows; what a chunk's backward needs is computed again there."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    """Return the sum of ``loss`` over chunks of rows, each computed again in its backward pass."""
+    size = chunk_size(vocabulary)
     if len(hidden) <= size:
         return loss(hidden, *others)
     total = torch.zeros((), device=hidden.device)
@@ -124,26 +150,30 @@ def vocabulary_of(head: Any) -> int:
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross-entropy through a frozen matrix, its gradient taken with it: no chunk of logits outlives its turn."""
+    """Cross-entropy through a frozen matrix, its gradient taken with it: no chunk outlives its turn."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), device=hidden.device)
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, kernel: SoftmaxLoss
+    ) -> torch.Tensor:
+        rows = len(hidden)
+        if hidden.is_cuda:
+            # In whole tiles: every new number of rows would cost a search for the best product.
+            spare = -len(hidden) % _TILE
+            hidden, targets = pad(hidden, (0, 0, 0, spare)), pad(targets, (0, spare), value=-1)
         grad = torch.empty_like(hidden)
-        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        total = torch.zeros((), device=hidden.device)
+        size = chunk_size(len(weight))
         for start in range(0, len(hidden), size):
             states, wanted = hidden[start : start + size], targets[start : start + size]
-            logits = at_least_float32(linear(states, weight))
-            lse = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total = total + (lse.squeeze(1) - logits.gather(1, wanted.unsqueeze(1)).squeeze(1)).sum()
-            # d loss / d logits = softmax - one-hot, in place of the logits.
-            probabilities = logits.sub_(lse).exp_()
-            probabilities.scatter_add_(1, wanted.unsqueeze(1), -torch.ones_like(lse))
-            grad[start : start + size] = probabilities.to(weight.dtype) @ weight
+            loss, slope = kernel(linear(states, weight), wanted)
+            total = total + loss
+            torch.mm(slope, weight, out=grad[start : start + size])
         ctx.save_for_backward(grad)
+        ctx.rows = rows
         return total
 
     @staticmethod
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grad * outer.to(grad.dtype), None, None
+        grad = ctx.saved_tensors[0][: ctx.rows]
+        return grad * outer.to(grad.dtype), None, None, None

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from pipeline.training.packing import sent
+
 PACKED = "cogumi_packed"
 
 # Rows go into one product while padding them to the longest costs at most this many times their own cells.
@@ -35,7 +37,7 @@ class Rows:
     def starts(self) -> torch.Tensor:
         """(rows + 1,) int32: where each row starts, and T."""
         ends = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return ends.to(self.device)
+        return sent(ends, self.device)
 
     @property
     def longest(self) -> int:
@@ -97,7 +99,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within the rows given as ``rows``: q (1, heads, T, d), k and v (1, kv_heads, T, d) -> (1, T, heads, d).
+    """Attend within the given ``rows``: q (1, heads, T, d), k, v (1, kv_heads, T, d) -> (1, T, heads, d).
 
     The interface of transformers' attention functions; ``attention_mask`` is not used, the rows replace it.
     """

@@ -2,7 +2,7 @@
 
 Covered: loss on the assistant's words and end token only, found by a training chat template where there is
 one (``pipeline.training.templates``) and else as what an answered question has beyond an open one; answers
-that hold the text of a special token; whether a tokenizer is the model's. Not covered: several turns in a row.
+that hold the text of a special token; whether a tokenizer is the model's. Not covered: several turns.
 """
 
 from __future__ import annotations

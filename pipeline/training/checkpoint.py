@@ -100,7 +100,7 @@ def restore_moments(
     step: int,
     fill: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
-    """Put AdamW's state back as it was after ``step`` steps; ``fill`` writes a whole tensor into its place."""
+    """Put AdamW's state back as after ``step`` steps; ``fill`` writes a whole tensor into its place."""
     for name, parameter in named.items():
         entry = {"step": torch.tensor(float(step), device=parameter.device)}
         for key in ("exp_avg", "exp_avg_sq"):

@@ -1,7 +1,7 @@
-"""Training data: rows of the merged file, rendered in the model's chat template, split into train and held-out.
+"""Training data: rows of the merged file, encoded as the model sees them, split into train and held-out.
 
-Covered: loss on assistant tokens only (the end of the turn included), a held-out split that a question never
-leaves, families of rows that are kept out. Not covered: conversations of several turns, which plan 1.5 has not.
+Covered: a held-out split that a question never leaves, rows too long for the context left out and counted.
+Not covered: conversations of several turns, which plan 1.5 has not.
 """
 
 from __future__ import annotations

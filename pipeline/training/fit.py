@@ -6,19 +6,29 @@ Apart from the stage, so that the processes of a training on many devices can ea
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cogumi.errors import UsageError
+from cogumi.errors import RunError, UsageError
 from cogumi.stage import Progress
-from evals.backends.loading import LoadedModel, load_model, quiet_transformers
+from evals.backends.loading import DType, LoadedModel, load_model, quiet_transformers
 from pipeline.training.answer_loss import AnswerLoss
-from pipeline.training.chat import ChatEncoder
-from pipeline.training.data import EncodedSet, encode_all, read_examples
-from pipeline.training.loop import LoopConfig, LoopResult, Trainer
+from pipeline.training.chat import ChatEncoder, check_vocabulary
+from pipeline.training.data import EncodedSet, Example, encode_all, read_examples
+from pipeline.training.distill import check_same_tokenizer
+from pipeline.training.distill_loss import DistillLoss
+from pipeline.training.equal_compute import steps_for
+from pipeline.training.fused.kernels import PLAIN, compiled
+from pipeline.training.fused.loss import FusedAnswerLoss, why_not_fused
+from pipeline.training.loop import LoopConfig, LoopState, Trainer
+from pipeline.training.meta_objective import MetaObjective
+from pipeline.training.meta_tasks import trained_cells, without_held_out
+from pipeline.training.meters import Meter, flops_per_token
+from pipeline.training.objective import Objective
 from pipeline.training.packing import StepSizes, epoch_steps
 from pipeline.training.sft_objective import SftObjective
 from pipeline.training.world import ALONE, World
@@ -37,50 +47,164 @@ class FitJob:
     out: Path
     scratch: Path
     seed: int
+    model_facts: dict[str, Any] = field(default_factory=dict)
+    """What the model's manifest says of it."""
+    teacher: Path | None = None
+    tokens: int | None = None
+    """How many tokens to see, where that decides the number of steps."""
 
 
 def fit(
     settings: SftSettings, job: FitJob, progress: Progress, world: World = ALONE
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Train and save into ``job.out``; return the facts of the result and what was measured on the way."""
+    """Train and save into ``job.out``; return the facts of the result and what was measured on the way.
+
+    Raises ``RunError`` when data, model or memory do not suffice, with what to change.
+    """
+    if job.teacher is not None:
+        check_same_tokenizer(job.model, job.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frozen_half = settings.method == "lora" and settings.dtype == "bf16"
-    loaded = load_model(job.model, dtype="bf16" if frozen_half else "fp32", device=str(device))
+    try:
+        return _fit(settings, job, progress, world, device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory on {device} while training: lower micro_batch_tokens or max_length, "
+            "choose method: lora with dtype: bf16, or add devices"
+        ) from error
+
+
+def _fit(
+    settings: SftSettings, job: FitJob, progress: Progress, world: World, device: torch.device
+) -> tuple[dict[str, Any], dict[str, float]]:
+    loaded = load_model(job.model, dtype=_precision(settings), device=world.loads_on(device))
+    check_vocabulary(loaded.tokenizer, loaded.model, job.model_facts)
     encoder = ChatEncoder(loaded.tokenizer, loaded.stop_ids, include_reasoning=settings.include_reasoning)
     encoded = encode_all(
-        read_examples(job.data),
+        _examples(settings, job),
         encoder,
         max_length=min(settings.max_length or loaded.context, loaded.context),
         held_out_share=settings.held_out_share,
     )
     model = with_adapters(loaded.model, settings.lora, job.seed) if settings.lora else loaded.model
+    loss = answer_loss(model, settings, world, device)
+    world.spread(loss)
     sizes = StepSizes(settings.batch_tokens, settings.micro_batch_tokens)
-    objective = SftObjective(
-        AnswerLoss(model, autocast=settings.dtype == "bf16" and not frozen_half),
+    objective = _objective(settings, job, loss, encoded, sizes, world, device)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    count = sum(parameter.numel() for parameter in trainable.values())
+    fused = isinstance(loss, FusedAnswerLoss)
+    state = Trainer(
+        trainable,
+        objective,
+        _loop_config(settings, job, encoded, sizes),
+        scratch=job.scratch,
+        world=world,
+        meter=(meter := _meter(settings, job, model, encoded, world, device)),
+        on_step=loss.refresh if isinstance(loss, FusedAnswerLoss) else lambda: None,
+    ).run(progress)
+    metrics = meter.metrics()
+    if isinstance(loss, FusedAnswerLoss):
+        loss.release()
+    if world.sharded:
+        model = _joined(trainable, settings, job, world)
+    if not world.first:
+        return {}, {}
+    with quiet_transformers():
+        _save(model, loaded.tokenizer, settings, job)
+    facts = _facts(job.out, loaded, encoded, state) | {
+        "objective": settings.objective,
+        "trainable_parameters": count,
+        "layers": "fused" if fused else "transformers",
+        "trained_cells": trained_cells(encoded.train_examples, job.model_facts.get("trained_cells", ())),
+    }
+    if isinstance(objective, MetaObjective):
+        facts |= objective.facts(state.step)
+    return facts, metrics
+
+
+def _examples(settings: SftSettings, job: FitJob) -> list[Example]:
+    examples = read_examples(job.data)
+    families = settings.meta.families if settings.meta else settings.exclude_families
+    return examples if families is None else without_held_out(examples, families)
+
+
+def _precision(settings: SftSettings) -> DType:
+    """Return what the weights are held in: LoRA may freeze them in half precision, full training may not."""
+    return "bf16" if settings.method == "lora" and settings.dtype == "bf16" else "fp32"
+
+
+def answer_loss(model: Any, settings: SftSettings, world: World, device: torch.device) -> AnswerLoss:
+    """Return the model as its answer loss, through fused layers where they can stand for its own."""
+    halved, gpu = settings.dtype == "bf16", device.type == "cuda"
+    by_lora = settings.method == "lora" and settings.objective == "sft" and not world.sharded
+    # Compiled they are made for half precision on a GPU, as they are for float32 on a CPU.
+    if by_lora and halved == gpu and why_not_fused(model) is None:
+        return FusedAnswerLoss(model, compiled() if gpu else PLAIN)
+    # On a frozen half-precision base peft would take the adapters' products in float32: slow on a GPU.
+    return AnswerLoss(model, autocast=halved and (gpu or settings.method == "full"))
+
+
+def _objective(
+    settings: SftSettings,
+    job: FitJob,
+    loss: AnswerLoss,
+    encoded: EncodedSet,
+    sizes: StepSizes,
+    world: World,
+    device: torch.device,
+) -> Objective:
+    if settings.objective != "sft" and settings.meta is not None:
+        return MetaObjective(loss, encoded, settings.objective, settings.meta, seed=job.seed, world=world)
+    longest = max(len(row.ids) for row in (*encoded.train, *encoded.held_out))
+    # Compiled kernels are made for one shape.
+    pad_to = sizes.bins(longest)[1] if isinstance(loss, FusedAnswerLoss) and device.type == "cuda" else 0
+    whole: torch.nn.Module = loss
+    if settings.distill is not None and job.teacher is not None:
+        teacher = load_model(job.teacher, dtype=_precision(settings), device=str(device)).model
+        whole = DistillLoss(loss, AnswerLoss(teacher, autocast=loss.autocast), settings.distill)
+    return SftObjective(
+        whole,
         encoded.train,
         encoded.held_out,
         sizes,
         seed=job.seed,
         device=device,
+        pad_to=pad_to,
         world=world,
+        # Comparable with a training without a teacher.
+        look=loss,
     )
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    config = _loop_config(settings, job.seed, encoded, sizes)
-    result = Trainer(trainable, objective, config, scratch=job.scratch, world=world).run(progress)
-    count = sum(parameter.numel() for parameter in trainable.values())
-    with quiet_transformers():
-        _save(model, loaded.tokenizer, settings, job)
-    facts = _facts(job.out, loaded, encoded, result) | {"trainable_parameters": count}
-    metrics = {
-        "seconds": result.seconds,
-        "tokens_per_second": result.tokens_here / result.seconds if result.tokens_here else 0.0,
-    }
-    return facts, metrics
 
 
-def _loop_config(settings: SftSettings, seed: int, encoded: EncodedSet, sizes: StepSizes) -> LoopConfig:
-    steps = settings.steps
-    if steps is None:
+def _meter(
+    settings: SftSettings,
+    job: FitJob,
+    model: Any,
+    encoded: EncodedSet,
+    world: World,
+    device: torch.device,
+) -> Meter:
+    lengths = [len(row.ids) for row in encoded.train]
+    tokens = sum(lengths)
+    supervised = sum(len(row.ids) - row.answer_start for row in encoded.train) / tokens
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad) if settings.lora else None
+    flops = flops_per_token(
+        model.config,
+        adapters,
+        supervised_share=supervised,
+        row_tokens=sum(length * length for length in lengths) / tokens,
+    )
+    gpus = range(world.size) if device.type == "cuda" and world.size > 1 else ()
+    return Meter(device, flops=flops, scratch=job.scratch if world.first else None, gpus=tuple(gpus))
+
+
+def _loop_config(settings: SftSettings, job: FitJob, encoded: EncodedSet, sizes: StepSizes) -> LoopConfig:
+    seed = job.seed
+    if job.tokens is not None:
+        steps = steps_for(job.tokens, encoded.train, sizes, seed=seed)
+    elif settings.steps is not None:
+        steps = settings.steps
+    else:
         per_epoch = len(epoch_steps(encoded.train, sizes, seed=seed, epoch=0))
         steps = max(1, round(per_epoch * (settings.epochs or 0)))
     return LoopConfig(
@@ -119,6 +243,23 @@ def with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
+def _joined(
+    trainable: Mapping[str, torch.nn.Parameter], settings: SftSettings, job: FitJob, world: World
+) -> Any:
+    """Return the trained model whole, on the CPU, in the first process; None in the others."""
+    weights = {name: world.whole(parameter.detach()) for name, parameter in trainable.items()}
+    if not world.first:
+        return None
+    model = load_model(job.model, dtype=_precision(settings)).model
+    if settings.lora:
+        model = with_adapters(model, settings.lora, job.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+    return model
+
+
 def _save(model: Any, tokenizer: Any, settings: SftSettings, job: FitJob) -> None:
     from evals.backends.tokenization import save_tokenizer
 
@@ -147,10 +288,9 @@ def _save_adapter(model: Any, job: FitJob) -> None:
     write_sidecar(folder, base=job.model_digest, base_folder=job.model)
 
 
-def _facts(out: Path, loaded: LoadedModel, encoded: EncodedSet, result: LoopResult) -> dict[str, Any]:
+def _facts(out: Path, loaded: LoadedModel, encoded: EncodedSet, state: LoopState) -> dict[str, Any]:
     from evals.backends.tokenization import tokenizer_digest
 
-    state = result.state
     return {
         "parameters": loaded.parameters,
         "steps": state.step,

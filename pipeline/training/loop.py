@@ -1,6 +1,6 @@
 """The training loop: AdamW, warm-up and cosine, clipping, held-out looks, early stopping, exact resume.
 
-What is learnt from stands in the objective (pipeline.training.objective); over how many processes in the world
+What is learnt stands in the objective (pipeline.training.objective), over how many processes in the world
 (pipeline.training.world). Re-runs and resumes in one process on a CPU are bit-equal.
 """
 
@@ -26,11 +26,13 @@ from pipeline.training.checkpoint import (
     restore_moments,
     save_checkpoint,
 )
+from pipeline.training.meters import Meter
 from pipeline.training.objective import Objective
 from pipeline.training.world import ALONE, World
 
 # Fixed, because the order of float additions follows the number of threads: with it the digest would.
 CPU_THREADS = 2
+_TOLD_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,6 @@ class LoopState:
         return min(range(len(self.looks)), key=lambda index: self.looks[index]["held_out_loss"])
 
 
-@dataclass(frozen=True, slots=True)
-class LoopResult:
-    """How a run ended; ``seconds`` and ``tokens_here`` cover this process alone, not what it resumed."""
-
-    state: LoopState
-    seconds: float
-    tokens_here: int
-
-
 class Trainer:
     """Trains ``parameters``, by name, in place; ``on_step`` is called after each change of them."""
 
@@ -89,6 +82,7 @@ class Trainer:
         *,
         scratch: Path,
         world: World = ALONE,
+        meter: Meter | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._objective = objective
@@ -98,6 +92,7 @@ class Trainer:
         self._on_step = on_step
         self._named = dict(parameters)
         self._device = next(iter(self._named.values())).device
+        self._meter = meter or Meter(self._device)
         # Norms and biases are not decayed, as usual since GPT-2.
         groups = [
             {"params": [p for p in self._named.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -111,76 +106,73 @@ class Trainer:
         )
         self._best: Tensors = {}
 
-    def run(self, progress: Progress) -> LoopResult:
+    def run(self, progress: Progress) -> LoopState:
         """Train to the end, from the latest checkpoint in ``scratch`` if there is one.
 
-        Raises ``RunError`` when the loss is no longer a number, or when the memory does not suffice.
+        Raises ``RunError`` when the loss is no longer a number.
         """
-        try:
-            with deterministic(self._device, self._config.seed):
-                return self._run(progress)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"out of memory on {self._device} while training: lower micro_batch_tokens or max_length, "
-                "choose method: lora with dtype: bf16, or add devices"
-            ) from error
+        with deterministic(self._device, self._config.seed, self._world.threads):
+            return self._run(progress)
 
-    def _run(self, progress: Progress) -> LoopResult:
+    def _run(self, progress: Progress) -> LoopState:
         config = self._config
         state = self._resume() or LoopState()
         self._on_step()
         if not state.looks:
             self._look(state)
-        started, tokens_before = time.perf_counter(), state.tokens
         steps = self._objective.steps(skip=state.step)
+        self._meter.start()
+        told_at = 0.0
         while state.step < config.steps and not state.stopped_early:
             self._step(state, next(steps))
-            if state.step % config.eval_every == 0 or state.step == config.steps:
-                self._look(state)
-                self._save(state)
-            if state.step % 10 == 0 or state.step == config.steps:
-                rate = (state.tokens - tokens_before) / (time.perf_counter() - started)
-                progress.update(state.step, config.steps, **self._told(state), tok_s=round(rate))
-        seconds = time.perf_counter() - started
+            looking = state.step % config.eval_every == 0 or state.step == config.steps
+            if looking:
+                with self._meter.aside():
+                    self._look(state)
+                    self._save(state)
+            if looking or time.monotonic() > told_at + _TOLD_EVERY_S:
+                told_at = time.monotonic()
+                progress.update(state.step, config.steps, **self._told(state))
+        self._meter.stop()
         if self._best:
             self._write_weights(self._best)
             self._on_step()
-        return LoopResult(state, seconds, state.tokens - tokens_before)
+        return state
 
-    def _told(self, state: LoopState) -> dict[str, float]:
+    def _told(self, state: LoopState) -> dict[str, float | int | str]:
         look = state.looks[-1]
         told = {"loss": state.last_loss, "lr": self._rate(state.step - 1)}
         if "held_out_loss" in look:
             told["held_out_loss"] = look["held_out_loss"]
-        return {name: float(f"{value:.4g}") for name, value in told.items()}
+        rounded = {name: float(f"{value:.4g}") for name, value in told.items()}
+        return {"unit": "steps", **rounded, **self._meter.facts()}
 
     def _step(self, state: LoopState, step: Any) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(state.step)
         counts = self._objective.gradient(step)
-        if not math.isfinite(counts.loss):
-            raise RunError(
-                f"training diverged: loss is {counts.loss} at step {state.step + 1}; "
-                "lower learning_rate or clip"
-            )
         self._world.sum_gradients(self._named.values())
         norm = self._world.clip(self._named.values(), self._config.clip)
-        if not math.isfinite(norm):
-            raise RunError(
-                f"training diverged: gradient norm is {norm} at step {state.step + 1}; "
-                "lower learning_rate or clip"
-            )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._on_step()
+        # Looked at only now, when everything is queued: a device would idle while it is waited for.
+        loss = float(counts.loss)
+        for name, value in (("loss", loss), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"training diverged: {name} is {value} at step {state.step + 1}; "
+                    "lower learning_rate or clip; the last checkpoint stands"
+                )
         state.step += 1
+        self._meter.count(counts.tokens, supervised=counts.supervised, padding=counts.padding)
         state.tokens += counts.tokens
         state.supervised += counts.supervised
         state.padding += counts.padding
-        state.last_loss = counts.loss
-        state.loss_sum += counts.loss
+        state.last_loss = loss
+        state.loss_sum += loss
         if state.step == 1:
-            state.first_loss = counts.loss
+            state.first_loss = loss
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""
@@ -244,15 +236,16 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def deterministic(device: torch.device, seed: int) -> Iterator[None]:
+def deterministic(device: torch.device, seed: int, cpu_threads: int | None = None) -> Iterator[None]:
     """Fix seed, threads and algorithms inside the block; restore the process's settings afterwards."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        torch.set_num_threads(CPU_THREADS)
-        # On a GPU some kernels have no deterministic form: warn there, hold on a CPU.
-        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        torch.set_num_threads(cpu_threads or CPU_THREADS)
+        # Bit-equality is promised on a CPU. On a GPU some kernels have no deterministic form, and the setting
+        # would write over all memory before its use.
+        torch.use_deterministic_algorithms(device.type == "cpu")
         try:
             yield
         finally:

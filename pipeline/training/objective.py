@@ -1,18 +1,21 @@
-"""What a training loop asks of an objective: steps in a fixed order, a gradient for each, a look at held-out data."""
+"""What a training loop asks of an objective: steps in order, a gradient for each, a look at held-out data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
 class StepCounts:
     """What one optimizer step saw."""
 
-    loss: float
-    """Mean over the step's answer tokens, or over its tasks."""
+    loss: torch.Tensor
+    """Mean over the step's answer tokens, or over its tasks; a tensor, so that nobody waits for it yet."""
     tokens: int
     """Tokens that went through the model, padding not counted."""
     supervised: int

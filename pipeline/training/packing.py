@@ -66,6 +66,8 @@ def pack(rows: Sequence[Encoded], device: torch.device, *, pad_to: int = 0) -> P
     """Join rows into one sequence on ``device``, padded to ``pad_to`` tokens where it is shorter."""
     import torch
 
+    # The longest first: kernels that give a row's blocks to whoever is free then end together.
+    rows = sorted(rows, key=lambda row: -len(row.ids))
     ids: list[int] = []
     predicting: list[int] = []
     lengths = [len(row.ids) for row in rows]
@@ -81,13 +83,20 @@ def pack(rows: Sequence[Encoded], device: torch.device, *, pad_to: int = 0) -> P
     positions = torch.cat([torch.arange(length) for length in [*lengths, *pads]])
     where = torch.tensor(predicting, dtype=torch.int64)
     return PackedBatch(
-        ids=whole.to(device),
-        positions=positions.to(device),
+        ids=sent(whole, device),
+        positions=sent(positions, device),
         lengths=(*lengths, *pads),
-        predicting=where.to(device),
-        targets=whole[where + 1].to(device),
+        predicting=sent(where, device),
+        targets=sent(whole[where + 1], device),
         padding=padding,
     )
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting for the work that is queued there."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def epoch_steps(rows: Sequence[Encoded], sizes: StepSizes, *, seed: int, epoch: int) -> list[Step]:

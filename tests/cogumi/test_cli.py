@@ -29,7 +29,7 @@ WRONG = [
     (("eval", "x", "--suite", "micro", "--limit", "0"), 2, "--limit"),
     (("reference", "show", "gpt-4/ifeval@2023-11-08"), 2, "did you mean 'gpt-4/ifeval@2023-11-07'"),
     (("reference", "add", "missing.yaml"), 2, "no such file"),
-    (("run", "--profile", "smollm2"), 2, "no steps to run"),
+    (("run", "--profile", "smollm2", "--until", "trainig"), 2, "did you mean 'training'"),
     (("run", "--until", "bas"), 2, "did you mean 'base'"),
     (("run", "--run", "../x"), 2, "run name"),
     (("run", "--accept-infeasible", "phase1/general"), 2, "no such infeasible target"),
@@ -54,6 +54,13 @@ def test_wrong_usage_is_one_line_with_its_code(
     assert result.out == ""
     assert len(result.err.strip().splitlines()) == 1
     assert "Traceback" not in result.err
+
+
+def test_a_profile_without_steps_has_nothing_to_run(cogumi: Any, tmp_path: Path) -> None:
+    (tmp_path / "gates.yaml").write_text("profile: mine\ntitle: t\ngates: [phase1]\n")
+    result = cogumi("run", "--profile", "gates.yaml")
+    assert result.code == 2
+    assert "profile mine has no steps to run" in result.err
 
 
 def test_json_errors_are_json(cogumi: Any) -> None:

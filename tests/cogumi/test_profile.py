@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cogumi.errors import CogumiError, UsageError
-from cogumi.profile import StageStep, load_profile, parse_profile, profile_names
+from cogumi.profile import Expected, StageStep, load_profile, parse_profile, profile_names
 from cogumi.steps import check_stages, merge
 from gates.spec import load_gate
 from pipeline import all_stages
@@ -113,7 +113,7 @@ def test_a_profile_inherits_the_keys_that_it_does_not_have(tmp_path: Path) -> No
     assert child.steps == parent.steps
     # A key of its own replaces the inherited one as a whole.
     assert child.expected.easy_answer_tokens == (7, 7, 7)
-    assert child.expected.question_tokens == load_profile("smollm2").expected.question_tokens
+    assert child.expected.question_tokens == Expected().question_tokens
     grandchild = load_profile(str(tmp_path / "below" / "grandchild.yaml"))
     assert (grandchild.seed, grandchild.steps, grandchild.expected) == (5, [], child.expected)
     # What a run records is whole and reads the same.
@@ -159,7 +159,12 @@ def test_name_and_title_are_never_inherited(tmp_path: Path) -> None:
 
 def test_both_llama_profiles_make_the_same_60_000() -> None:
     large, small = load_profile("llama-3.1-8b"), load_profile("llama-3.2-1b")
-    assert large.steps == small.steps
+    made = [
+        # But for what counts their tokens: each model's own tokenizer.
+        [step.model_copy(update={"settings": {}}) if step.id == "merged" else step for step in profile.steps]
+        for profile in (large, small)
+    ]
+    assert made[0][:6] == made[1][:6]
     assert large.teachers == small.teachers
     assert large.models != small.models
     quotas = {
@@ -175,7 +180,7 @@ def test_both_llama_profiles_make_the_same_60_000() -> None:
     # Nothing that a suite of the profile measures may be asked.
     measured = {task for suite in large.suites.values() for task in suite}
     assert set(writer.settings["writer"]["leak_tasks"]) == measured
-    assert [step.plan for step in large.steps] == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.5"]
+    assert [step.plan for step in large.steps[:6]] == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.5"]
 
 
 @pytest.mark.parametrize(

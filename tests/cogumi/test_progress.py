@@ -13,7 +13,9 @@ import pytest
 
 from cogumi.cli.progress import Line, Pace
 from cogumi.errors import BudgetError
+from cogumi.gpu_cost import step_told
 from cogumi.ledger import Ledger
+from cogumi.profile import GpuPrice
 from cogumi.stage import CallRecord, OpenBatch
 from cogumi.units import money, rate
 from cogumi.watching import WatchedCalls, WatchedProgress
@@ -265,3 +267,62 @@ def test_the_live_bar_stays_on_one_line(columns: int, last: str) -> None:
     assert not any("\n" in line for line in drawn)
     assert last in drawn[-1]
     assert "left" in drawn[-1]
+
+
+# Training ---------------------------------------------------------------------------------------------
+
+TRAINING: dict[str, Any] = {
+    "lr": 2e-4,
+    "loss": 1.23456,
+    "held_out_loss": 1.3,
+    "mfu": 0.381,
+    "tok_s": 15_050,
+    "gpu_seconds": 1800.0,
+}
+H100 = GpuPrice(name="H100 SXM", usd_per_hour=2.0, source="test")
+
+
+def test_a_training_line_tells_what_matters_first(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    line = Line("base", clock)
+    watched = WatchedProgress(line, None, "base", None, H100)
+    for step in range(1, 12):
+        clock.now += 1
+        watched.update(10 * step, 600, unit="steps", **TRAINING)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        "    base: 100/600 steps, 50 s left, GPU $1.00, loss 1.23, held-out 1.3, 15,050 tok/s, MFU 38.1%, "
+        "lr 0.0002"
+    )
+    assert len(told) <= 110
+
+
+@pytest.mark.parametrize("gpu", [None, GpuPrice(name="H100 SXM", source="test")])
+def test_an_unknown_price_is_no_sum(gpu: GpuPrice | None) -> None:
+    seen = Seen()
+    WatchedProgress(seen, None, "base", None, gpu).update(1, 2, gpu_seconds=1800.0)
+    assert seen.facts == {"gpu_seconds": 1800.0}
+
+
+def test_gpu_time_is_told_beside_money_for_teachers(tmp_path: Path) -> None:
+    seen = Seen()
+    calls = WatchedCalls(Ledger(tmp_path), "run", "step", None)
+    WatchedProgress(seen, None, "step", calls, H100).update(1, 2, gpu_seconds=900.0)
+    assert seen.facts == {"replayed": 1, "spent": "$0.00", "gpu_seconds": 900.0, "gpu_usd": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "gpu", "told"),
+    [
+        ({"seconds": 30.0}, H100, ""),
+        ({"seconds": 30.0, "gpus": 0.0}, H100, ""),
+        ({"seconds": 3600.0, "gpus": 2.0}, H100, ", 2 GPU hours, $4.00"),
+        ({"seconds": 60.0, "gpus": 2.0, "gpu_hours": 3.0}, H100, ", 3 GPU hours, $6.00"),
+        (
+            {"seconds": 1800.0, "gpus": 1.0},
+            None,
+            ", 0.5 GPU hours, cost unknown (the profile has no gpu.usd_per_hour)",
+        ),
+    ],
+)
+def test_what_a_finished_step_took(metrics: dict[str, float], gpu: GpuPrice | None, told: str) -> None:
+    assert step_told(metrics, gpu) == told

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from cogumi.digest import digest_of
 from cogumi.errors import BudgetError, RunError, UsageError
 from cogumi.profile import GateStep, MeasureStep, Profile, Step, parse_profile
 from cogumi.runner import Outcome, Runner, RunOptions
 from cogumi.stage import CallRecord, Progress, Settings, Stage, StageContext, StageResult
+from cogumi.steps import step_named
 from cogumi.store import Artifact
 from cogumi.workspace import Workspace
 
@@ -272,6 +274,82 @@ def test_until_and_from(tmp_path: Path) -> None:
     outcome, _, _ = go(tmp_path / "other", profile(), options=RunOptions(start="c"))
     assert outcome.exit_code == 2
     assert "earlier step a has not finished" in outcome.note
+
+
+@pytest.mark.parametrize(
+    ("until", "ran", "start", "again"),
+    [
+        ("text", ["a", "b", "c"], "text", []),
+        ("text.first", ["a"], "text.more", ["b", "c"]),
+        ("text.more", ["a", "b", "c"], "text.more", []),
+        ("1.6", ["a", "b"], "1.6", ["c"]),
+        ("1.5", ["a"], "1.6", ["b", "c"]),
+    ],
+)
+def test_until_and_from_a_family_a_stage_or_a_number_of_the_plan(
+    tmp_path: Path, until: str, ran: list[str], start: str, again: list[str]
+) -> None:
+    document = profile().model_dump()
+    for step, plan in zip(document["steps"], ["1.5", "1.6", "1.6", "1.8", "1.7"], strict=True):
+        step["plan"] = plan
+    chosen = parse_profile(document, "test")
+    assert go(tmp_path, chosen, options=RunOptions(until=until))[1] == ran
+    assert go(tmp_path, chosen, options=RunOptions(start=start))[1] == again
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tex", "no step 'tex' (did you mean 'text'?)"),
+        ("text.mor", "did you mean 'text.more'"),
+        ("te", "no step"),
+        ("1", "no step '1'"),
+        ("", "no step ''"),
+    ],
+)
+def test_a_step_that_is_not_there_names_its_neighbour(name: str, told: str) -> None:
+    with pytest.raises(UsageError) as found:
+        step_named(profile(), name, last=True)
+    assert told in str(found.value)
+
+
+def test_an_id_wins_over_a_family_and_a_number() -> None:
+    document = profile().model_dump()
+    document["steps"][0] |= {"id": "text", "plan": "1.6"}
+    document["steps"][1] |= {"id": "1.6", "inputs": {"data": "text"}}
+    document["steps"] = document["steps"][:2]
+    chosen = parse_profile(document, "test")
+    assert step_named(chosen, "text", last=True) == "text"
+    assert step_named(chosen, "1.6", last=False) == "1.6"
+    assert step_named(chosen, "text.first", last=True) == "text"
+
+
+def test_what_settings_name_outside_the_store_is_part_of_the_work(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    seen: list[str] = []
+
+    def outside(settings: TextSettings, workspace: Workspace) -> str:
+        return digest_of(source.read_text())
+
+    def run(settings: TextSettings, context: StageContext) -> StageResult:
+        seen.append(source.read_text())
+        (context.out / "text").write_text(seen[-1])
+        return StageResult("dataset", {"length": 1})
+
+    chosen = parse_profile(
+        {"profile": "p", "title": "t", "steps": [{"id": "a", "uses": "text.first"}]}, "test"
+    )
+    stage = Stage("text.first", 1, "first", TextSettings, run, outside=outside)
+    workspace = Workspace(tmp_path / "w")
+    runner = Runner(workspace, chosen, "r", {stage.name: stage}, LengthJudge(0), Quiet(), dict)
+    made = []
+    for text in ("one", "one", "two"):
+        source.write_text(text)
+        assert runner.run(RunOptions()).exit_code == 0
+        row = workspace.ledger.latest_done("r")["a"]
+        made.append(workspace.store.get(str(row.artifact)).manifest["made_by"]["outside"])
+    assert seen == ["one", "two"]
+    assert made == [digest_of(text) for text in ("one", "one", "two")]
 
 
 def test_work_is_shared_between_runs(tmp_path: Path) -> None:

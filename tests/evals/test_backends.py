@@ -54,6 +54,18 @@ def test_batches_answer_as_single_prompts_do_and_in_order(hf: HFBackend) -> None
         )
 
 
+def test_a_models_own_generation_settings_change_no_answer(
+    folder: Path, hf: HFBackend, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "penalised")
+    path = copy / "generation_config.json"
+    settings = json.loads(path.read_text()) | {"repetition_penalty": 5.0, "do_sample": True, "top_k": 3}
+    path.write_text(json.dumps(settings))
+    expected = [answer.text for answer in hf.generate(asked(QUESTIONS[:8]), max_tokens=12)]
+    found = HFBackend(copy).generate(asked(QUESTIONS[:8]), max_tokens=12)
+    assert [answer.text for answer in found] == expected
+
+
 def test_stop_and_length_are_told_apart(folder: Path) -> None:
     backend = HFBackend(folder)
     cut = backend.generate(asked(QUESTIONS[:5]), max_tokens=1)

@@ -191,7 +191,7 @@ def test_data_cannot_answer_a_models_gate_and_no_data_is_not_measured(
 ) -> None:
     asked = cogumi("gate", "phase1", "--artifact", made.artifact.digest, *made.options())
     assert asked.code == 2
-    assert "is a data set, no model: it cannot be asked micro/" in asked.err
+    assert "is a data set or a file, no model: it cannot be asked micro/" in asked.err
     evaluated = cogumi("eval", made.artifact.digest, "--suite", "general", *made.options())
     assert evaluated.code == 2
     assert "is a dataset, not a model" in evaluated.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def run_stage(
         data=None,
     )
     result = stage.run(settings, ctx)
-    return result, artifact(out, result.kind)
+    made = artifact(out, result.kind)
+    return result, replace(made, manifest={**made.manifest, "facts": dict(result.facts)})
 
 
 def micro_data(folder: Path, per_cell: int) -> Artifact:

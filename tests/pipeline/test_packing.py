@@ -101,7 +101,7 @@ def test_the_bins_of_a_step_bound_the_memory_and_not_the_gradient() -> None:
     def gradient(step: list[list[Encoded]]) -> list[torch.Tensor | None]:
         model.zero_grad()
         objective = SftObjective(AnswerLoss(model), many, [], StepSizes(999, 999), seed=0, device=CPU)
-        counts = objective.gradient(step)
+        counts = objective.gradient(objective.ready(step))
         assert counts.tokens == 2 * 259
         return [parameter.grad for parameter in model.parameters()]
 

@@ -9,84 +9,42 @@ from typing import Any
 
 import pytest
 import yaml
+from plan_profiles import (
+    ANSWERS,
+    FREE,
+    JUDGE,
+    LORA,
+    SONNET,
+    SURE,
+    be_sure,
+    profile,
+    steps,
+    training,
+    with_answering_stages,
+)
 
 import pipeline.planning
-from cogumi.profile import Profile, load_profile, parse_profile, profile_names
+from cogumi.profile import Profile, load_profile, profile_names
 from cogumi.teachers.pricing import cost_usd
 from cogumi.teachers.types import Usage
 from evals.lint.tokens import estimate
 from pipeline.assumptions import Assumption, assumptions_of
 from pipeline.generation import few_shot, prompts
-from pipeline.planning import RunEstimate, StepEstimate, estimate_run, estimate_steps
+from pipeline.planning import estimate_run, estimate_steps
 
 _ROW = (
     r"^  1\.\d (\w+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +(\$[\d.]+) +(\$[\d.]+) +(\$[\d.]+) +(\$[\d.]+)"
 )
-JUDGE = {"api": "openai", "model": "gpt-4o-mini", "key_env": "OPENAI_API_KEY"}
-SONNET = {"api": "anthropic", "model": "claude-sonnet-4-6", "key_env": "ANTHROPIC_API_KEY"}
-FREE = {
-    "api": "openai",
-    "base_url": "https://openrouter.ai/api/v1",
-    "model": "deepseek/deepseek-chat-v3-0324:free",
-    "key_env": "OPENROUTER_API_KEY",
-}
-SURE = {
-    "prompt tokens": 1.0,
-    "kept of the written": 0.5,
-    "kept by the judge": 0.8,
-    "judgement tokens": 30,
-    "repaired answers": 0.0,
-    "refused and replaced": 0.0,
-    "cache hits in batches": 0.75,
-    "cache hits live": 1.0,
-}
 
 
-def profile(mode: str = "batch", **changes: Any) -> Profile:
-    """A profile of 1,000 easy and 2,000 hard questions with one teacher for each task."""
-    teachers = {"writer": FREE, "judge": JUDGE, "easy": JUDGE, "hard": SONNET}
-    document: dict[str, Any] = {
-        "profile": "p",
-        "title": "t",
-        "teachers": {**teachers, **changes.pop("teachers", {})},
-        "expected": {"question_tokens": 20, "easy_answer_tokens": 50, "hard_answer_tokens": 500},
-        "steps": [
-            {
-                "id": "questions",
-                "uses": "generation.questions",
-                "settings": {
-                    "quotas": {"coding": {"easy": 1000, "hard": 2000}},
-                    "teachers": {"coding": "writer"},
-                    "writer": {"questions_per_call": 10},
-                },
-            },
-            {
-                "id": "validated",
-                "uses": "generation.validate",
-                "settings": {"judge": "judge", "teachers": {"coding": "writer"}, "mode": mode},
-            },
-            {"id": "easy", "uses": "generation.answers_easy", "settings": {"teacher": "easy", "mode": mode}},
-            {"id": "hard", "uses": "generation.answers_hard", "settings": {"teacher": "hard", "mode": mode}},
-        ],
-    }
-    for step in document["steps"]:
-        step["settings"] |= changes.get(step["id"], {})
-    return parse_profile(document, "test")
+@pytest.fixture(autouse=True)
+def _with_answering_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_answering_stages(monkeypatch)
 
 
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every assumption has one value, so that an estimate can be reckoned by hand."""
-
-    def known(profile: Profile) -> dict[str, Assumption]:
-        found = assumptions_of(profile)
-        return found | {name: Assumption(name, value, value, value, "test") for name, value in SURE.items()}
-
-    monkeypatch.setattr(pipeline.planning, "assumptions_of", known)
-
-
-def steps(found: RunEstimate) -> dict[str, StepEstimate]:
-    return {step.step: step for step in found.steps}
+    be_sure(monkeypatch)
 
 
 def tokens(text: str) -> int:
@@ -181,10 +139,15 @@ def test_every_assumption_matters(monkeypatch: pytest.MonkeyPatch, name: str) ->
         return found | {name: replace(one, expected=one.expected * 0.9)}
 
     paid = {"writer": JUDGE}
-    before = [estimate_run(profile(mode, teachers=paid)).real_usd for mode in ("batch", "live")]
+
+    def figures() -> list[float | None]:
+        found = [estimate_run(profile(mode, teachers=paid)).real_usd for mode in ("batch", "live")]
+        trained = estimate_run(training({**LORA, "epochs": 1}, steps=[ANSWERS]))
+        return [*found, *(step.gpu_hours for step in trained.steps)]
+
+    before = figures()
     monkeypatch.setattr(pipeline.planning, "assumptions_of", shifted)
-    after = [estimate_run(profile(mode, teachers=paid)).real_usd for mode in ("batch", "live")]
-    assert before != after
+    assert before != figures()
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -207,7 +170,7 @@ def test_what_the_plan_says_is_the_price_without_batches() -> None:
     assert cost_usd(sonnet, usage, batch=False) == pytest.approx(414, abs=0.1)
     assert cost_usd(sonnet, usage, batch=True) == pytest.approx(207, abs=0.1)
     found = steps(estimate_run(load_profile("llama-3.1-8b")))
-    assert [found[name].plan_says for name in found] == ["$0", "$9", "$2.52", "$414"]
+    assert [step.plan_says for step in found.values() if step.calls] == ["$0", "$9", "$2.52", "$414"]
     hard = found["answers_hard"]
     assert hard.usd_live is not None
     assert hard.usd is not None

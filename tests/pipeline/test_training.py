@@ -9,7 +9,7 @@ from micro_stages import Updates, artifact, micro_data, run_stage
 from pydantic import ValidationError
 
 from cogumi.digest import file_sha256
-from cogumi.errors import RunError
+from cogumi.errors import RunError, UsageError
 from cogumi.store import Artifact
 from pipeline.training.chat import ChatEncoder
 from pipeline.training.data import (
@@ -18,6 +18,7 @@ from pipeline.training.data import (
     read_examples,
     training_file,
 )
+from pipeline.training.distill import DistillSettings
 from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
 from pipeline.training.sft import SFT, LoraSettings, SftSettings
 
@@ -284,3 +285,81 @@ def test_held_out_split_follows_the_id_alone() -> None:
     share = sum(is_held_out(f"math_easy_{number:04d}", 0.1) for number in range(5000)) / 5000
     assert 0.08 < share < 0.12
     assert not any(is_held_out(f"{number}", 0.0) for number in range(100))
+
+
+LEARN = {"tasks": 20, "tasks_per_step": 2, "support": 2, "query": 2, "inner_learning_rate": 0.05}
+UNSEEN = {"by": "cell", "held_out": ["instruction/easy", "instruction/hard"]}
+
+
+def test_a_student_learns_from_the_logits_of_a_teacher(
+    data: Artifact, model: Artifact, trained: tuple[Any, Artifact], tmp_path: Path
+) -> None:
+    settings = SftSettings(**{**SHORT.model_dump(exclude={"distill"}), "distill": {"weight": 0.9}})
+    inputs = {"model": model, "data": data, "teacher": trained[1]}
+    result, student = run_stage(SFT, settings, tmp_path / "distilled", inputs)
+    assert weights(student) != weights(trained[1])
+    # Looks stay the cross-entropy of held-out answers: the first is that of the same untrained model.
+    assert result.facts["looks"][0] == trained[0].facts["looks"][0]
+    assert result.facts["looks"][-1]["held_out_loss"] < result.facts["looks"][0]["held_out_loss"]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(data: Artifact, model: Artifact, tmp_path: Path) -> None:
+    other = TINY.model_copy(update={"vocab_size": 420})
+    teacher = run_stage(MICRO_MODEL, other, tmp_path / "other", {"data": data})[1]
+    settings = SHORT.model_copy(update={"distill": DistillSettings()})
+    with pytest.raises(RunError, match=r"tokenizer is not the student's; leave `distill`"):
+        run_stage(SFT, settings, tmp_path / "run", {"model": model, "data": data, "teacher": teacher})
+    with pytest.raises(UsageError, match="'teacher' goes with the block 'distill'"):
+        run_stage(SFT, SHORT, tmp_path / "alone", {"model": model, "data": data, "teacher": teacher})
+
+
+def test_meta_learning_and_its_control_through_the_stage(
+    data: Artifact, model: Artifact, tmp_path: Path
+) -> None:
+    common = SHORT.model_dump(exclude={"objective", "meta", "steps", "exclude_families"})
+    meta = SftSettings(**common, steps=4, objective="fomaml", meta=LEARN | {"families": UNSEEN})
+    result, learnt = run_stage(SFT, meta, tmp_path / "meta", {"model": model, "data": data})
+    assert result.facts["objective"] == "fomaml"
+    assert (result.facts["meta_iterations"], result.facts["meta_tasks"]) == (4, 8)
+    assert "instruction/easy" not in result.facts["trained_cells"]
+    assert len(result.facts["trained_cells"]) == 14
+    again = run_stage(SFT, meta, tmp_path / "again", {"model": model, "data": data})[1]
+    assert again.digest == learnt.digest
+    control = SftSettings(**common | {"equal_compute": True}, exclude_families=UNSEEN)
+    inputs = {"model": model, "data": data, "compute_of": learnt}
+    facts = run_stage(SFT, control, tmp_path / "control", inputs)[0].facts
+    assert facts["tokens_seen"] == pytest.approx(result.facts["tokens_seen"], rel=0.15)
+    assert facts["trained_cells"] == result.facts["trained_cells"]
+    with pytest.raises(UsageError, match="'compute_of' goes with equal_compute"):
+        run_stage(SFT, SHORT, tmp_path / "loose", inputs)
+
+
+def test_out_of_memory_says_what_to_change(
+    data: Artifact, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from pipeline.training.answer_loss import AnswerLoss
+
+    def too_much(self: AnswerLoss, batch: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(AnswerLoss, "forward", too_much)
+    with pytest.raises(RunError, match=r"out of memory on cpu while training: lower micro_batch_tokens"):
+        run_stage(SFT, SHORT, tmp_path / "run", {"model": model, "data": data})
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"objective": "maml"}, "block 'meta' goes with"),
+        ({"meta": LEARN}, "block 'meta' goes with"),
+        ({"steps": None, "epochs": 1.0, "objective": "anil", "meta": LEARN}, "set steps, its iterations"),
+        ({"objective": "fomaml", "meta": LEARN, "exclude_families": UNSEEN}, "drop exclude_families"),
+        ({"objective": "reptile", "meta": LEARN, "distill": {}}, "distill goes with objective: sft"),
+        ({"equal_compute": True}, "exactly one of steps, epochs and equal_compute"),
+    ],
+)
+def test_contradictions_between_objectives_are_refused(bad: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        SftSettings(**{"learning_rate": 1e-3, "steps": 2} | bad)

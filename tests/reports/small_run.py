@@ -26,6 +26,7 @@ TASKS = ("micro/math", "micro/reading")
 PROFILE: dict[str, Any] = {
     "profile": "small",
     "title": "A small plan",
+    "gpu": {"name": "H100 SXM", "usd_per_hour": 2.0, "source": "test"},
     "teachers": {
         "stand-in": {"api": "openai", "model": "gpt-4", "base_url": "local"},
         "paid": {
@@ -181,8 +182,22 @@ def fill(maker: Maker) -> None:
     """Play a whole run: a base that misses its gate, one that meets it, two files, an open gate."""
     data = maker.artifact("dataset", 1200, rows=12)
     maker.step("data", 1, data, seconds=0.2)
-    looks = [{"step": step, "held_out_loss": loss} for step, loss in ((0, 6.6), (75, 2.1), (150, 1.1))]
-    facts = {"parameters": 1_240_000, "looks": looks}
+    looks = [
+        {"step": 0, "held_out_loss": 6.6},
+        {"step": 75, "train_loss": 3.0, "held_out_loss": 2.1},
+        {"step": 150, "train_loss": 1.5, "held_out_loss": 1.1},
+    ]
+    facts = {
+        "parameters": 1_240_000,
+        "looks": looks,
+        "tokens_seen": 906_000,
+        "supervised_share": 0.612,
+        "padding_share": 0.0,
+        "rows": 4704,
+        "held_out_rows": 96,
+        "too_long_rows": 7,
+        "trainable_parameters": 31_000,
+    }
     first = maker.artifact("model", 300_000, inputs={"data": data.digest}, **facts, steps=150)
     second = maker.artifact("model", 300_400, inputs={"data": data.digest}, **facts, steps=600)
     q8 = maker.artifact(
@@ -192,11 +207,12 @@ def fill(maker: Maker) -> None:
         "gguf", 48_000, inputs={"model": second.digest}, parameters=1_240_000, bits_per_weight=4.8
     )
     maker.reference(0.95)
-    maker.step("base", 1, first, seconds=20.0, tokens_per_second=9000.0)
+    maker.step("base", 1, first, seconds=20.0, tokens_per_second=9000.0, gpus=0.0, peak_bytes=7e8)
     maker.evidence(first.digest, 0.4, n=20)
     maker.step("phase1", 1, first, kind="gate", note="FAIL")
     maker.verdict("phase1", first, criterion("general", "FAIL", 0.41, 0.88, simulated=True))
-    maker.step("base", 2, second, seconds=120.0, tokens_per_second=9100.0)
+    gpus = {"gpus": 2.0, "gpu_hours": 1.5, "model_flop_utilization": 0.41, "joules": 5.4e6}
+    maker.step("base", 2, second, seconds=120.0, tokens_per_second=9100.0, **gpus)
     maker.evidence(second.digest, 0.93)
     maker.step("phase1", 2, second, kind="gate", note="PASS")
     passed = criterion("general", "PASS", 0.97, 0.88, simulated=True, attempt=2, alpha=0.0126651, truncated=2)

@@ -65,7 +65,7 @@ def test_the_three_forms_agree(filled: Maker) -> None:
 
 def test_verdicts_come_first(filled: Maker) -> None:
     page = render_html(report_of(filled))
-    order = ["verdicts", "artifacts", "history", "steps", "money", "reproduce", "caveats"]
+    order = ["verdicts", "artifacts", "history", "training", "steps", "money", "reproduce", "caveats"]
     assert re.findall(r'<section id="(\w+)"', page) == order
     headings = re.findall("^## (.+)$", render_markdown(report_of(filled)), re.MULTILINE)
     assert [headings[0], headings[-1]] == ["Verdicts", "Before you quote a number"]
@@ -188,17 +188,17 @@ SCHEMA = {
     ],
     "references": ["name", "score", "simulated", "suite"],
     "steps": [
-        "artifact", "attempt", "curve", "facts", "kind", "metrics", "note", "plan", "seconds", "status",
-        "step",
+        "artifact", "attempt", "facts", "kind", "metrics", "note", "plan", "seconds", "status", "step",
+        "training",
     ],
-    "money": ["calls", "real_usd", "simulated_usd", "unpriced_calls"],
+    "money": ["calls", "gpu", "real_usd", "simulated_usd", "unpriced_calls"],
     "reproduce": ["commands", "data", "profile", "seed", "software"],
 }  # fmt: skip
 
 
 def test_the_json_keeps_its_keys(filled: Maker) -> None:
     document = json.loads(render_json(report_of(filled)))
-    assert document["format"] == 1
+    assert document["format"] == 2
     for name, keys in SCHEMA.items():
         part = document[name] if name else document
         for one in part if isinstance(part, list) else [part]:
