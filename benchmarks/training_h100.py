@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training_shapes import SHAPES, plan_rows, random_llama, with_lora
+from benchmarks.training_shapes import SHAPES, padded, plan_rows, random_llama, with_lora
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.data import Encoded
 from pipeline.training.fused.kernels import PLAIN, compiled
@@ -97,31 +97,22 @@ def plain(
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     per_step = max(1, STEP_ROWS // batch)
     reset_peak(device)
-    started, seen, padded, losses = 0.0, 0, 0, []
+    started, seen, sent, losses = 0.0, 0, 0, []
     for step in range(warm + steps):
         if step == warm:
             sync(device)
-            started, seen, padded = time.perf_counter(), 0, 0
+            started, seen, sent = time.perf_counter(), 0, 0
         total = 0.0
         for part in range(per_step):
             at = ((step * per_step + part) * batch) % (len(rows) - batch)
             chosen = rows[at : at + batch]
-            width = max(len(row.ids) for row in chosen)
-            ids = torch.zeros(batch, width, dtype=torch.int64)
-            mask = torch.zeros(batch, width, dtype=torch.int64)
-            labels = torch.full((batch, width), -100)
-            for index, row in enumerate(chosen):
-                ids[index, : len(row.ids)] = torch.tensor(row.ids)
-                mask[index, : len(row.ids)] = 1
-                labels[index, row.answer_start : len(row.ids)] = torch.tensor(row.ids[row.answer_start :])
+            inputs = padded(chosen, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = model(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), labels=labels.to(device)
-                ).loss
+                loss = model(input_ids=inputs.ids, attention_mask=inputs.mask, labels=inputs.labels).loss
             (loss / per_step).backward()
             total += float(loss.detach()) / per_step
             seen += sum(len(row.ids) for row in chosen)
-            padded += ids.numel()
+            sent += inputs.ids.numel()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,7 +121,7 @@ def plain(
     seconds = time.perf_counter() - started
     return {
         "tokens_per_second": seen / seconds,
-        "padding_share": 1 - seen / padded,
+        "padding_share": 1 - seen / sent,
         "peak_gib": peak_gib(device),
         "last_loss": losses[-1],
     }

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.training_shapes import SHAPES, plan_rows, random_llama, with_lora
+from benchmarks.training_shapes import SHAPES, padded, plan_rows, random_llama, with_lora
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.data import Encoded
 from pipeline.training.fused.kernels import PLAIN, compiled
@@ -32,29 +32,18 @@ Backward = Callable[[Step, int], float]
 """Takes a step and its answer tokens, leaves the gradient of their mean loss, returns that loss."""
 
 
-def padded(model: Any, size: int, device: torch.device, *, autocast: bool) -> Backward:
+def plain(model: Any, size: int, device: torch.device, *, autocast: bool) -> Backward:
     """Return plain training: batches of ``size`` rows, padded to the longest."""
 
     def backward(step: Step, answers: int) -> float:
         rows = [row for entry in step for row in entry]
         total = 0.0
         for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            width = max(len(row.ids) for row in chosen)
-            ids = torch.zeros(len(chosen), width, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            labels = torch.full_like(ids, -100)
-            for index, row in enumerate(chosen):
-                length = len(row.ids)
-                ids[index, :length] = torch.tensor(row.ids)
-                mask[index, :length] = 1
-                labels[index, row.answer_start : length] = ids[index, row.answer_start : length]
+            inputs = padded(rows[start : start + size], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, :-1]
-            wanted = labels[:, 1:].to(device)
-            loss = cross_entropy(
-                logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum", ignore_index=-100
-            )
+                logits = model(input_ids=inputs.ids, attention_mask=inputs.mask).logits[:, :-1]
+            wanted = inputs.labels[:, 1:].flatten()
+            loss = cross_entropy(logits.flatten(0, 1).float(), wanted, reduction="sum", ignore_index=-100)
             (loss / answers).backward()
             total += float(loss.detach()) / answers
         return total
@@ -148,21 +137,21 @@ def main() -> None:
                     parameter.copy_(start[name])
         model.get_base_model().set_attn_implementation(own_attention)
 
-    tell("padded, batches of 8", padded(model, 8, device, autocast=halved))
+    tell("padded, batches of 8", plain(model, 8, device, autocast=halved))
     again()
-    tell("padded, batches of 4", padded(model, 4, device, autocast=halved))
+    tell("padded, batches of 4", plain(model, 4, device, autocast=halved))
     again()
     tell("packed", packed(AnswerLoss(model, autocast=halved), device))
     again()
-    tell("padded, batches of 8, again", padded(model, 8, device, autocast=halved))
+    tell("padded, batches of 8, again", plain(model, 8, device, autocast=halved))
     again()
     loss = FusedAnswerLoss(model, compiled() if halved else PLAIN)
     tell("packed, fused layers", packed(loss, device), loss.refresh)
-    plain = found["padded, batches of 8"]
+    first = found["padded, batches of 8"]
     for side, result in found.items():
-        pairs = zip(result["losses"], plain["losses"], strict=True)
+        pairs = zip(result["losses"], first["losses"], strict=True)
         apart = max(abs(one - other) / other for one, other in pairs)
-        ratio = result["tokens_per_second"] / plain["tokens_per_second"]
+        ratio = result["tokens_per_second"] / first["tokens_per_second"]
         print(f"{side:30} {ratio:5.2f} times the speed, losses at most {apart:.2e} apart", flush=True)
 
 

@@ -24,19 +24,6 @@ from cogumi.stage import Progress
 from pipeline.training.launch import DevicesSettings, train_together
 from pipeline.training.world import World
 
-# config.json of HuggingFaceTB/SmolLM2-135M-Instruct.
-SHAPES.setdefault(
-    "smollm2",
-    {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
-)
-
 
 class Told:
     """A progress on standard output."""
@@ -61,7 +48,7 @@ class Watched:
     def gradient(self, step: Any) -> Any:
         """Take the gradient of a step."""
         counts = self._inner.gradient(step)
-        self.losses.append(counts.loss)
+        self.losses.append(float(counts.loss))
         self.tokens.append(counts.tokens)
         return counts
 

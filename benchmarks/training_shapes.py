@@ -6,6 +6,8 @@ Speed does not depend on the values of weights and tokens, so neither a model no
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +31,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 16,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
+    },
+    # config.json of HuggingFaceTB/SmolLM2-135M-Instruct.
+    "smollm2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
     },
     "micro": {
         "vocab_size": 768,
@@ -64,6 +75,30 @@ def with_lora(model: Any, rank: int = 64) -> Any:
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Rows padded on the right to the longest, as a collator makes them: each (rows, width)."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    """-100 but for answer tokens."""
+
+
+def padded(rows: Sequence[Encoded], device: torch.device) -> PaddedBatch:
+    """Return rows as plain transformers trains them."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        ids[index, :length] = torch.tensor(row.ids)
+        mask[index, :length] = 1
+        labels[index, row.answer_start : length] = ids[index, row.answer_start : length]
+    return PaddedBatch(ids.to(device), mask.to(device), labels.to(device))
 
 
 def plan_rows(count: int, vocabulary: int, *, longest: int = 2048, seed: int = 0) -> list[Encoded]:

@@ -93,10 +93,12 @@ def _fit(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     count = sum(parameter.numel() for parameter in trainable.values())
     fused = isinstance(loss, FusedAnswerLoss)
+    config = _loop_config(settings, job, encoded, sizes)
+    progress.update(0, config.steps, unit="steps", trainable=f"{count:,} of {loaded.parameters:,}")
     state = Trainer(
         trainable,
         objective,
-        _loop_config(settings, job, encoded, sizes),
+        config,
         scratch=job.scratch,
         world=world,
         meter=(meter := _meter(settings, job, model, encoded, world, device)),

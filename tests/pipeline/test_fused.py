@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.data import Encoded
+from pipeline.training.fused import stack
 from pipeline.training.fused.loss import FusedAnswerLoss, why_not_fused
 from pipeline.training.packing import pack
 
@@ -97,6 +98,23 @@ def test_fused_layers_follow_the_adapters_and_give_the_weights_back() -> None:
         assert torch.equal(tensor, before[name] * (1.5 if "lora_" in name else 1))
     storages = [tensor.untyped_storage().data_ptr() for name, tensor in model.state_dict().items()]
     assert len(set(storages)) == len(storages)
+
+
+def test_a_look_keeps_nothing_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = FusedAnswerLoss(adapted())
+    seen: list[int] = []
+    forward = stack.StackFunction.forward
+
+    def watched(ctx: Any, *inputs: Any) -> Any:
+        found = forward(ctx, *inputs)
+        seen.append(len(ctx.kept))
+        return found
+
+    monkeypatch.setattr(stack.StackFunction, "forward", staticmethod(watched))
+    with torch.no_grad():
+        looked = float(fused(batch()))
+    assert looked == pytest.approx(float(fused(batch()).detach()), rel=1e-12)
+    assert seen == [0, 3]
 
 
 @pytest.mark.parametrize(

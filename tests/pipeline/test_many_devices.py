@@ -170,7 +170,10 @@ def test_a_killed_process_ends_all_and_other_devices_go_on(
         result, made = run_stage(SFT, settings, folder / name, inputs, progress=updates)
         assert losses(result.facts) == pytest.approx(losses(facts), abs=1e-5)
         assert result.metrics["seconds"] > 0
-        assert [seen[:2] for seen in updates.seen] == [(10, 12), (12, 12)]
+        done = [seen[0] for seen in updates.seen if seen[0]]
+        # Not from the start again: step 8 is behind it.
+        assert done[0] > 8
+        assert updates.seen[-1][:2] == (12, 12)
         close(made, whole, 1e-5)
 
 

@@ -104,6 +104,8 @@ class FusedAnswerLoss(AnswerLoss):
             cos[0, :, :half].contiguous(),
             sin[0, :, :half].contiguous(),
             Rows(batch.lengths, batch.ids.device),
+            # Within the function autograd is off in any case.
+            keep=torch.is_grad_enabled(),
         )
         after = StackFunction.apply(  # type: ignore[no-untyped-call]
             self._stack, h, place, *self._stack.parameters

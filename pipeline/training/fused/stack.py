@@ -74,6 +74,8 @@ class Place:
     cos: torch.Tensor
     sin: torch.Tensor
     rows: Rows
+    keep: bool = True
+    """Whether a backward pass will follow, for which to keep what it needs."""
 
 
 @dataclass(slots=True)
@@ -103,11 +105,10 @@ class StackFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stack: Stack, h: torch.Tensor, place: Place, *parameters: torch.Tensor) -> Any:
         """Return the residual stream (T, H) after the last layer, before the final norm."""
-        keep = any(ctx.needs_input_grad[3:])
         kept: list[_Kept] = []
         for layer in stack.layers:
             h, mine = _forward(stack, layer, h, place)
-            if keep:
+            if place.keep:
                 kept.append(mine)
         ctx.stack, ctx.place, ctx.kept = stack, place, kept
         return h
