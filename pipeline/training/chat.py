@@ -13,21 +13,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cogumi.errors import RunError
+from evals.backends.tokenization import TEMPLATE_DATE
 from pipeline.training.data import Encoded
 from pipeline.training.templates import training_template
 
 if TYPE_CHECKING:
     from pipeline.training.data import Example
 
-DATE = "26 Jul 2024"
-"""The date that Llama's templates write into the system turn: 3.1's own default. 3.2's default is today."""
-
 
 class ChatEncoder:
     """Turns an example into token ids exactly as the model will see the question when it is asked.
 
     ``stop_ids`` are the ids that end a turn; what a template writes after the last of them is left out. The
-    ids of a question are those of ``apply_chat_template(..., add_generation_prompt=True, date_string=DATE)``.
+    ids of a question are those of ``apply_chat_template`` with the generation prompt and ``TEMPLATE_DATE``.
     Raises ``RunError`` when the tokenizer has no chat template.
     """
 
@@ -94,7 +92,7 @@ class ChatEncoder:
             chat_template=template,
             add_generation_prompt=open_turn,
             return_assistant_tokens_mask=template is self._marked,
-            **{**self._tokenizer.special_tokens_map, "date_string": DATE},
+            **{**self._tokenizer.special_tokens_map, "date_string": TEMPLATE_DATE},
         )
         return str(rendered[0]), spans[0] if spans else []
 

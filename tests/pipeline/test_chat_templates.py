@@ -17,8 +17,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cogumi.errors import RunError
 from evals.backends.continuations import encode_prompt, plain_text
+from evals.backends.tokenization import TEMPLATE_DATE
 from evals.types import Message, Prompt
-from pipeline.training.chat import DATE, ChatEncoder, check_vocabulary
+from pipeline.training.chat import ChatEncoder, check_vocabulary
 from pipeline.training.data import Example
 from pipeline.training.micro_model import CHAT_TEMPLATE
 from pipeline.training.templates import FAMILIES, family_of, training_template
@@ -103,7 +104,7 @@ def marked(name: str) -> str:
 def test_a_training_template_renders_what_the_models_own_does(
     name: str, turns: list[dict[str, Any]], open_turn: bool
 ) -> None:
-    options = {"add_generation_prompt": open_turn, "date_string": DATE}
+    options = {"add_generation_prompt": open_turn, "date_string": TEMPLATE_DATE}
     whole, spans = rendered(marked(name), turns, mask=True, **options)
     assert whole == rendered(OWN[name], turns, **options)
     said = [turn["content"] for turn in turns if turn["role"] == "assistant"]
@@ -241,7 +242,7 @@ def test_ids_are_those_of_inference_and_then_answer_and_end(
     found = encoder.encode(example(question, answer))
     prompt, said = found.ids[: found.answer_start], found.ids[found.answer_start :]
     asked = [{"role": "user", "content": question}]
-    inference = tokenizer.apply_chat_template(asked, add_generation_prompt=True, date_string=DATE)
+    inference = tokenizer.apply_chat_template(asked, add_generation_prompt=True, date_string=TEMPLATE_DATE)
     assert list(prompt) == list(inference["input_ids"])
     words = answer if name.startswith("Smol") else answer.strip()
     # SmolLM2's vocabulary has no token for some control characters; they are lost wherever it is used.
@@ -281,7 +282,7 @@ def test_training_does_not_change_by_day(name: str, monkeypatch: pytest.MonkeyPa
     own = tokenizer.apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
     assert ("03 Feb 2031" in own) == (name == "Llama-3.2-Instruct")
     assert encoder.encode(example("Why?", "So.")) == first
-    assert f"Today Date: {DATE}\n" in tokenizer.decode(first.ids)
+    assert f"Today Date: {TEMPLATE_DATE}\n" in tokenizer.decode(first.ids)
 
 
 @pytest.mark.parametrize("name", OWN)
