@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
-from cogumi.store import Artifact, disk_error
+from cogumi.store import Artifact, write_atomic
 from pipeline.meta.checks import ADAPTER, ROLES, check_comparable
 from pipeline.training.data import read_examples, training_file
 from pipeline.training.meta_tasks import FamilySettings
@@ -93,9 +92,9 @@ def run(settings: FewShotSettings, ctx: StageContext) -> StageResult:
         learner = _learner(settings, ctx.inputs, "control", device)
         found["control"] = measure(settings, learner, draws, Journal(ctx.scratch / "control.jsonl"), tell)
     facts = _facts(settings, draws, found, ctx.inputs, unequal)
-    _write(ctx.out / RESULTS, json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    write_atomic(ctx.out / RESULTS, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
     lines = [json.dumps(row, sort_keys=True) for row in _rows(draws, found)]
-    _write(ctx.out / EPISODES, "".join(f"{line}\n" for line in lines))
+    write_atomic(ctx.out / EPISODES, "".join(f"{line}\n" for line in lines).encode())
     return StageResult("file", facts)
 
 
@@ -190,13 +189,6 @@ def _rows(draws: Draws, found: Mapping[str, Measured]) -> list[dict[str, Any]]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, path) from error
 
 
 FEW_SHOT = Stage(

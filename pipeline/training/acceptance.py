@@ -30,7 +30,7 @@ from pydantic import Field
 
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
-from cogumi.store import Artifact, disk_error
+from cogumi.store import Artifact, write_atomic
 from pipeline.training.data import Example, is_held_out, read_examples, training_file
 
 if TYPE_CHECKING:
@@ -120,13 +120,13 @@ def run(settings: AcceptanceSettings, ctx: StageContext) -> StageResult:
             "measurement of speculative decoding covers (plan 2.1) and this one does not"
         )
         facts: dict[str, Any] = {"metrics": size, "unmeasured": {"acceptance_rate": why}}
-        _write_json(ctx.out / RESULTS, facts)
+        _write_results(ctx.out, facts)
         return StageResult("file", facts)
     rows, dropped = _measure(settings, ctx, questions)
     facts = {**_figures(rows, settings), "dropped_prompts": dropped}
     facts["metrics"] |= size
-    _write_json(ctx.out / RESULTS, facts)
-    _write(ctx.out / PROMPTS, "".join(json.dumps(row) + "\n" for row in rows))
+    _write_results(ctx.out, facts)
+    write_atomic(ctx.out / PROMPTS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return StageResult("file", facts)
 
 
@@ -244,15 +244,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], settings: AcceptanceSettings) ->
     }
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(document, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, path) from error
+def _write_results(folder: Path, document: Mapping[str, Any]) -> None:
+    write_atomic(folder / RESULTS, (json.dumps(document, indent=2) + "\n").encode())
 
 
 ACCEPTANCE = Stage(

@@ -92,7 +92,8 @@ def _fit(
     objective = _objective(settings, job, loss, encoded, sizes, world, device)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     count = sum(parameter.numel() for parameter in trainable.values())
-    fused = isinstance(loss, FusedAnswerLoss)
+    fused = loss if isinstance(loss, FusedAnswerLoss) else None
+    meter = _meter(job, model.config, count if settings.lora else None, encoded, world, device)
     config = _loop_config(settings, job, encoded, sizes)
     progress.update(0, config.steps, unit="steps", trainable=f"{count:,} of {loaded.parameters:,}")
     state = Trainer(
@@ -101,12 +102,12 @@ def _fit(
         config,
         scratch=job.scratch,
         world=world,
-        meter=(meter := _meter(settings, job, model, encoded, world, device)),
-        on_step=loss.refresh if isinstance(loss, FusedAnswerLoss) else lambda: None,
+        meter=meter,
+        on_step=fused.refresh if fused is not None else lambda: None,
     ).run(progress)
     metrics = meter.metrics()
-    if isinstance(loss, FusedAnswerLoss):
-        loss.release()
+    if fused is not None:
+        fused.release()
     if world.sharded:
         model = _joined(trainable, settings, job, world)
     if not world.first:
@@ -116,7 +117,7 @@ def _fit(
     facts = _facts(job.out, loaded, encoded, state) | {
         "objective": settings.objective,
         "trainable_parameters": count,
-        "layers": "fused" if fused else "transformers",
+        "layers": "fused" if fused is not None else "transformers",
         "trained_cells": trained_cells(encoded.train_examples, job.model_facts.get("trained_cells", ())),
     }
     if isinstance(objective, MetaObjective):
@@ -179,9 +180,9 @@ def _objective(
 
 
 def _meter(
-    settings: SftSettings,
     job: FitJob,
-    model: Any,
+    model_config: Any,
+    adapters: int | None,
     encoded: EncodedSet,
     world: World,
     device: torch.device,
@@ -189,9 +190,8 @@ def _meter(
     lengths = [len(row.ids) for row in encoded.train]
     tokens = sum(lengths)
     supervised = sum(len(row.ids) - row.answer_start for row in encoded.train) / tokens
-    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad) if settings.lora else None
     flops = flops_per_token(
-        model.config,
+        model_config,
         adapters,
         supervised_share=supervised,
         row_tokens=sum(length * length for length in lengths) / tokens,
