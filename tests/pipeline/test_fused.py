@@ -158,3 +158,16 @@ def test_compiled_layers_on_a_gpu_are_as_near_to_float32_as_those_of_peft() -> N
     assert found == pytest.approx(exact, rel=5e-3)
     assert errors[0] < 1.5 * errors[1], errors
     assert errors[1] < 0.2, errors
+
+
+@pytest.mark.gpu
+def test_compiled_layers_take_bins_of_many_lengths() -> None:
+    from pipeline.training.fused.kernels import compiled
+
+    model = adapted(torch.float32, 0.05, hidden_size=256, intermediate_size=512, vocab_size=3000, r=16).to(
+        "cuda"
+    )
+    loss = FusedAnswerLoss(model, compiled())
+    for length in range(64, 64 + 12):
+        row = Encoded(tuple(range(length)), length // 2)
+        loss(pack([row], torch.device("cuda"))).backward()
