@@ -10,6 +10,7 @@ NAMES = (
     "data_60k",
     "eval_overhead",
     "gate_simulation",
+    "gguf_export",
     "gguf_likelihood",
     "hf_overhead",
     "near_duplicates",

@@ -19,6 +19,7 @@ from pydantic import (
 
 from cogumi.digest import digest_of
 from cogumi.errors import UsageError, nearest
+from cogumi.planned_model import PlannedModel
 from cogumi.prices import price_of
 from cogumi.stage import TeacherConfig
 from cogumi.strict_yaml import explain, read_mapping
@@ -241,20 +242,6 @@ class Expected(Strict):
     hard_answer_tokens: Spread = (189, 750, 1024)
 
 
-class PlannedModel(Strict):
-    """A model of the plan with its size target, checked by arithmetic before anything is spent."""
-
-    name: str
-    parameters: int = Field(gt=0)
-    embedding_parameters: int = Field(ge=0)
-    source: str
-    download_bytes_at_most: int | None = Field(default=None, gt=0)
-    sparsity: float | None = Field(default=None, gt=0, lt=1)
-    """Share of weights in the linear layers that are pruned without structure."""
-    criterion: str = ""
-    """GATE/CRITERION that holds the size target."""
-
-
 class Profile(Strict):
     """Everything that a run needs to know; the same code runs every profile."""
 
@@ -300,6 +287,7 @@ class Profile(Strict):
                     )
             if isinstance(step, StageStep):
                 stages.add(step.id)
+        self._planned_names_hold()
         local = [name for name, teacher in self.teachers.items() if teacher.base_url == "local"]
         if local and self.local_teacher is None:
             raise ValueError(f"teachers.{local[0]}: base_url is local, but local_teacher is not set")
@@ -310,6 +298,18 @@ class Profile(Strict):
                     f"references.{name}: no teacher {choice.teacher!r}{nearest(choice.teacher, known)}"
                 )
         return self
+
+    def _planned_names_hold(self) -> None:
+        known = [model.name for model in self.models]
+        for model in self.models:
+            named = [name for target in model.targets for name in target.together_with]
+            if model.serving is not None and model.serving.draft is not None:
+                named.append(model.serving.draft)
+            for name in named:
+                if name not in known:
+                    raise ValueError(
+                        f"models.{model.name}: no model is called {name!r}{nearest(name, known)}"
+                    )
 
     def teacher_identity(self, name: str) -> dict[str, Any]:
         """Return everything that shapes a teacher's answers; how the local one errs is part of it."""

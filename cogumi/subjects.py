@@ -24,7 +24,11 @@ model at all but a data set, which gates on data judge by its facts."""
 ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes into the folder of every adapter; names its base, most often."""
 ADAPTER_SIDECAR = "cogumi.json"
-"""What we write beside it: ``base`` and ``tokenizer_digest``, the tokenizer it was trained with."""
+"""What we write beside it: ``base`` and ``tokenizer_digest``, the tokenizer it was trained with; ``beside``
+where it is never merged: it belongs to the model in the folder around it."""
+
+GGUF_MODEL, GGUF_ADAPTER = "model.gguf", "adapter.gguf"
+"""A compressed model and, beside it, the adapter that was trained for it and is always used with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +148,27 @@ def of_artifact(artifact: Artifact, label: str) -> Subject:
             label,
             artifact.digest,
             "gguf",
-            artifact.file("model.gguf"),
-            facts={"bytes": artifact.bytes, **artifact.facts},
+            artifact.file(GGUF_MODEL),
+            facts={"bytes": artifact.facts.get("bytes_resident", artifact.bytes), **artifact.facts},
         )
     if artifact.kind == "model":
-        return Subject(
-            label, artifact.digest, "hf", artifact.path, facts={"bytes": artifact.bytes, **artifact.facts}
-        )
+        facts = {"bytes": artifact.bytes, **artifact.facts}
+        adapter = adapter_beside(artifact.path)
+        if adapter is not None:
+            return Subject(label, artifact.digest, "hf", adapter, base=artifact.path, facts=facts)
+        return Subject(label, artifact.digest, "hf", artifact.path, facts=facts)
     raise UsageError(f"artifact {label} is a {artifact.kind}, not a model")
+
+
+def adapter_beside(folder: Path) -> Path | None:
+    """Return the adapter in a model's folder that is used with it and never merged; None without one.
+
+    The adapter that a training leaves there is no such: it is merged into the weights beside it already.
+    """
+    sidecar = folder / "adapter" / ADAPTER_SIDECAR
+    if not sidecar.is_file() or read_json_object(sidecar).get("beside") is not True:
+        return None
+    return sidecar.parent
 
 
 def _api_subject(ref: str, api: str) -> Subject:
@@ -206,8 +223,9 @@ def _base_subject(folder: Path, workspace: Workspace) -> Subject:
             found = _model_subject(found, name, workspace, "hf")
     except CogumiError as error:
         raise RunError(f"{where} names {name}, which cannot be used: {error}") from error
-    if isinstance(found, Path) or found.backend == "gguf":
-        kind = "another adapter" if isinstance(found, Path) else "a GGUF artifact"
+    if isinstance(found, Path) or found.base is not None or found.backend == "gguf":
+        gguf = isinstance(found, Subject) and found.backend == "gguf"
+        kind = "a GGUF artifact" if gguf else "another adapter"
         raise RunError(f"{where} names {name}, {kind}; name the dense model that it was trained on")
     return found
 
@@ -223,10 +241,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def gguf_adapter(path: Path) -> Path | None:
+    """Return the adapter that belongs to a ``model.gguf``, the ``adapter.gguf`` beside it; None without."""
+    beside = path.with_name(GGUF_ADAPTER)
+    return beside if path.name == GGUF_MODEL and beside.is_file() else None
+
+
 def _model_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> Subject:
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if not (path / "config.json").is_file():
+            if [file.name for file in ggufs] == [GGUF_ADAPTER, GGUF_MODEL]:
+                ggufs = ggufs[1:]
             if len(ggufs) != 1:
                 raise RunError(f"{path}: no config.json and {len(ggufs)} GGUF files; name one model")
             path = ggufs[0]
@@ -238,6 +264,13 @@ def _model_subject(path: Path, ref: str, workspace: Workspace, backend: str) -> 
     if path.is_dir() and backend == "gguf":
         raise UsageError(f"{ref}: the gguf backend wants a .gguf file; export one first")
     digest, size = content_digest(path, workspace)
+    beside = adapter_beside(path)
+    if beside is not None:
+        return Subject(ref, digest, chosen, beside, base=path, facts={"bytes": size})
+    adapter = gguf_adapter(path)
+    if adapter is not None:
+        added, more = content_digest(adapter, workspace)
+        digest, size = digest_of({"adapter": added, "base": digest}), size + more
     return Subject(ref, digest, chosen, path, facts={"bytes": size})
 
 

@@ -67,12 +67,14 @@ _COMPRESSION = {
     "draft_bytes_resident": "bytes of the draft model's weights in memory",
     "sparsity": "share of zero weights in the pruned linear layers",
     "pruned_bytes_download": "bytes of the pruned base before quantisation",
-    "pruned_retention": "share of the trained base's score that the pruned one keeps",
     "awq_bytes_download": "bytes of the base in AWQ",
-    "awq_retention": "share of the pruned base's score that AWQ keeps",
     "draft_awq_bytes_download": "bytes of the draft model in AWQ",
     "zstd_bytes_download": "bytes of the base's GGUF file after zstd",
     "recovery_gain": "what the recovery adapter adds to the score, as a share of it",
+    "kl": "nats per answer token by which a compressed model diverges from the dense one",
+    "answer_perplexity": "perplexity of held-out answers",
+    "top1_agreement": "share of answer tokens at which a compressed model and the dense one favour the same",
+    "ece": "expected calibration error of the model's confidence in its answers, after scaling",
 }
 
 _SYSTEM = {
@@ -86,7 +88,6 @@ _SYSTEM = {
     "route_latency_p95_ms": "milliseconds that routing takes before the first token, 95th percentile",
     "route_accuracy_gain": "accuracy of the router above the better of always-base and nearest neighbours",
     "escalation_accuracy": "share of answers that the detector rightly escalates or keeps",
-    "ece": "expected calibration error of the router's confidence",
     "few_shot_gain": "share that meta-learning adds to few-shot scores on unseen families of tasks",
     "meta_tasks": "tasks that meta-learning was trained on",
     "meta_iterations": "outer steps of meta-learning",

@@ -9,7 +9,7 @@ from typing import Any
 
 from cogumi.errors import InfeasibleError, RunError, UsageError, nearest
 from cogumi.evidence import Decoding
-from cogumi.feasibility import check_size, mask_reason
+from cogumi.feasibility import check_size, least_bytes, mask_reason
 from cogumi.profile import GateStep, MeasureStep, Profile
 from cogumi.quick_book import QuickBook
 from cogumi.stage import TeacherConfig
@@ -59,6 +59,7 @@ class ProfileEvidence:
     ) -> None:
         self._limited = limited
         self._gate = spec.gate if spec is not None else ""
+        self._asked = spec.criteria if spec is not None else ()
         self._by_cluster = spec is not None and spec.scope == "population"
         self._measurer = measurer
         self._profile = profile
@@ -190,10 +191,15 @@ class ProfileEvidence:
         )
 
     def best_possible(self, metric: str) -> tuple[float, str] | None:
-        """Return the least bytes that the profile's planned model can have, while there is no artifact."""
-        if self._subject is not None or metric not in SIZES:
+        """Return the least bytes that the profile's plan for a size can have, while there is no artifact."""
+        if self._subject is not None:
             return None
-        for model in self._profile.models:
+        for criterion in self._asked:
+            if criterion.threshold is not None and criterion.threshold.metric == metric:
+                least = least_bytes(self._profile.models, f"{self._gate}/{criterion.id}", criterion.bar)
+                if least is not None:
+                    return least
+        for model in self._profile.models if metric in SIZES else ():
             mask = check_size(model).mask_bytes
             if model.criterion.startswith(f"{self._gate}/") and mask is not None:
                 return float(mask), mask_reason(model, mask)

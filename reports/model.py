@@ -14,6 +14,8 @@ from cogumi.workspace import Workspace
 from gates.verdicts import GateVerdict
 from reports.artifacts import artifact_names, artifact_parts, stored
 from reports.caveats import caveats
+from reports.confidence import confidence_part
+from reports.frontier import frontier_parts
 from reports.measured import EvidenceIndex
 from reports.quality import References, reference_parts, suites_of
 from reports.reproduce import reproduce_part
@@ -55,6 +57,7 @@ def build_report(workspace: Workspace, run: str) -> Report:
         "gates": _gate_parts(profile, [dict(found) for found in ledger.verdicts(run)], names),
         "artifacts": artifacts,
         "references": reference_parts(suites, references),
+        "frontiers": frontier_parts(workspace, names, artifacts),
         "steps": _step_parts(workspace, profile, steps),
         "money": _money_part(ledger, run, _gpu_part(profile, steps)),
         "reproduce": reproduce_part(workspace, profile, about, steps, index),
@@ -147,6 +150,7 @@ def _step_parts(workspace: Workspace, profile: Profile, steps: Sequence[StepRow]
                 ),
                 facts=_scalars(facts),
                 training=training_part(row, artifact, profile.gpu) if artifact else None,
+                confidence=confidence_part(facts),
             )
         )
     started = {row.step for row in steps}
@@ -167,6 +171,7 @@ def _waiting(step: Any) -> StepPart:
         metrics={},
         facts={},
         training=None,
+        confidence=None,
     )
 
 

@@ -12,16 +12,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import plot, rows, text
+from reports import confidence, frontier, plot, rows, text
+from reports.frontier_plot import frontier_plot
 from reports.loss_plot import loss_plot
 from reports.quality import ALPHA
-from reports.schema import ArtifactPart, Report
+from reports.reliability_plot import reliability_plot
+from reports.schema import ArtifactPart, ConfidencePart, FrontierPart, Report
 
 _SECTIONS = (
     ("verdicts", "Verdicts"),
     ("artifacts", "Models"),
+    ("frontier", "Size against quality"),
     ("history", "Every verdict"),
     ("training", "Training"),
+    ("confidence", "Confidence"),
     ("steps", "Steps"),
     ("money", "Money"),
     ("reproduce", "How to reproduce"),
@@ -41,11 +45,18 @@ def render_html(report: Report) -> str:
         finalize=_printable,
     )
     suites = rows.suite_columns(report)
+    confidences = rows.confidences_of(report)
+    optional = {
+        "frontier": report.frontiers,
+        "training": rows.trainings_of(report),
+        "confidence": confidences,
+    }
+    empty = [name for name, found in optional.items() if not found]
     return environment.get_template("report.html.jinja").render(
         report=report,
         t=text,
         headline=rows.headline(report),
-        sections=[one for one in _SECTIONS if one[0] != "training" or rows.trainings_of(report)],
+        sections=[one for one in _SECTIONS if one[0] not in empty],
         suites=suites,
         alpha=ALPHA,
         version=version("cogumi"),
@@ -55,6 +66,14 @@ def render_html(report: Report) -> str:
         curves=list(_curves(report)),
         trainings=rows.trainings_of(report),
         training_table=rows.training_table(report),
+        confidences=[(name, confidence.told(part), _reliability(name, part)) for name, part in confidences],
+        confidence_alpha=max((part.alpha for _, part in confidences), default=0.0),
+        confidence_header=confidence.HEADER,
+        confidence_table=confidence.table(confidences),
+        frontiers=[(part, frontier.told(part), *_frontier(part)) for part in report.frontiers],
+        frontier_header=frontier.HEADER,
+        frontier_numbers=frontier.NUMBERS,
+        frontier_table=frontier.table,
         by_task=list(rows.tasks_of(report)),
         history=list(rows.history_of(report)),
         key_figures=rows.key_figures,
@@ -133,3 +152,13 @@ def _curves(report: Report) -> Iterator[tuple[str, str, Markup]]:
         picture = loss_plot(part.looks, part.held_out_name, f"{name}: {told}")
         if picture:
             yield name, told, Markup(picture)
+
+
+def _frontier(part: FrontierPart) -> tuple[Markup, Markup]:
+    told = frontier.told(part)
+    return Markup(frontier_plot(part.points, 1040, told)), Markup(frontier_plot(part.points, 380, told))
+
+
+def _reliability(name: str, part: ConfidencePart) -> Markup:
+    scalings = [(confidence.scaling_name(one.name), one) for one in confidence.shown(part)]
+    return Markup(reliability_plot(scalings, f"{name}: {confidence.told(part)}"))

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 from gates.verdicts import simulated_part
-from reports import rows, text
+from reports import confidence, frontier, rows, text
 from reports.quality import ALPHA
 from reports.schema import ArtifactPart, CallsPart, GatePart, Report, SuitePart, TaskPart
 
 
 def render_markdown(report: Report) -> str:
     """Return the document."""
-    parts = [_head(report), _verdicts(report), _artifacts(report), _history(report)]
+    parts = [_head(report), _verdicts(report), _artifacts(report)]
+    parts += [_frontier(report)] if report.frontiers else []
+    parts += [_history(report)]
     parts += [_training(report)] if rows.trainings_of(report) else []
+    parts += [_confidence(report)] if rows.confidences_of(report) else []
     parts += [_steps(report), _money(report), _reproduce(report), _caveats(report)]
     return "\n".join(line for part in parts for line in (*part, "")).rstrip() + "\n"
 
@@ -183,6 +186,28 @@ def _training(report: Report) -> Iterator[str]:
         if part.looks:
             yield ""
             yield f"- {escaped(name)}: {escaped(rows.losses_told(part))}."
+
+
+def _frontier(report: Report) -> Iterator[str]:
+    yield "## Size against quality"
+    for part in report.frontiers:
+        yield ""
+        yield f"{escaped(frontier.told(part))}."
+        yield ""
+        yield from _table(frontier.HEADER, frontier.table(part))
+
+
+def _confidence(report: Report) -> Iterator[str]:
+    found = rows.confidences_of(report)
+    yield "## Confidence"
+    yield ""
+    yield from _table(confidence.HEADER, confidence.table(found))
+    for name, part in found:
+        yield ""
+        yield f"- {escaped(name)}: {escaped(confidence.told(part))}."
+        yield ""
+        header = ["Scaling", "Answers", "Confidence", "Right", "Bounds"]
+        yield from _table(header, confidence.bins(part))
 
 
 def _steps(report: Report) -> Iterator[str]:

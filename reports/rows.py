@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports import text
-from reports.schema import Decision, GatePart, Report, StepPart, TaskPart, TrainingPart
+from reports.schema import (
+    ConfidencePart,
+    Decision,
+    GatePart,
+    Report,
+    StepPart,
+    TaskPart,
+    TrainingPart,
+)
 
 _KEY_FIGURES = 8
 _LONGEST_FIGURE = 40
@@ -74,11 +82,28 @@ def tasks_of(report: Report) -> Iterator[tuple[str, TaskPart]]:
 
 def trainings_of(report: Report) -> list[tuple[str, TrainingPart]]:
     """Return each training with its step's name, and the attempt where there are several."""
+    names = _attempt_names(report)
+    return [
+        (name, step.training)
+        for name, step in zip(names, report.steps, strict=True)
+        if step.training is not None
+    ]
+
+
+def confidences_of(report: Report) -> list[tuple[str, ConfidencePart]]:
+    """Return each calibration of confidence with its step's name, and the attempt where there are several."""
+    names = _attempt_names(report)
+    return [
+        (name, step.confidence)
+        for name, step in zip(names, report.steps, strict=True)
+        if step.confidence is not None
+    ]
+
+
+def _attempt_names(report: Report) -> list[str]:
     several = {step.step for step in report.steps if step.attempt > 1}
     return [
-        (f"{step.step}, attempt {step.attempt}" if step.step in several else step.step, step.training)
-        for step in report.steps
-        if step.training is not None
+        f"{step.step}, attempt {step.attempt}" if step.step in several else step.step for step in report.steps
     ]
 
 

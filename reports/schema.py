@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON; changes whenever a reader of the old one would be misled."""
 
 Scalar = str | float | int | bool | None
@@ -167,6 +167,48 @@ class TrainingPart(_Part):
     gpu_usd: float | None
 
 
+class ReliabilityBinPart(_Part):
+    """Answers of like confidence: what they claim, and the share of right ones with its bounds."""
+
+    n: int
+    confidence: float
+    accuracy: float
+    lower: float
+    upper: float
+
+
+class ScalingPart(_Part):
+    """How far a scaling of confidence leaves it from the chance of being right."""
+
+    name: str
+    """``none``, ``temperature`` or ``platt``."""
+    ece: float
+    """Expected calibration error without the bias of its bins, over bins of equal mass."""
+    lower: float
+    upper: float
+    brier: float
+    log_loss: float
+    """In nats."""
+    auroc: float | None
+    """None where all answers are right, or all wrong."""
+    reliability: list[ReliabilityBinPart]
+
+
+class ConfidencePart(_Part):
+    """A model's confidence in its answers against how many of them are right, on held-out questions."""
+
+    method: str
+    """The scaling that is shipped and that a gate judges."""
+    temperature: float
+    platt: tuple[float, float]
+    items: int
+    accuracy: float
+    mean_confidence: float
+    """Before scaling."""
+    alpha: float
+    scalings: list[ScalingPart]
+
+
 class StepPart(_Part):
     """One attempt of one step; ``seconds`` is None for a step that has not ended."""
 
@@ -182,6 +224,39 @@ class StepPart(_Part):
     facts: dict[str, Scalar]
     training: TrainingPart | None
     """None for a step that trained nothing."""
+    confidence: ConfidencePart | None
+    """None for a step that calibrated nothing."""
+
+
+class FrontierPointPart(_Part):
+    """A compressed model of the run: two sizes in bytes, and its KL from the dense one in nats per token."""
+
+    number: int | None
+    """In the table of models; None for one that is gone."""
+    name: str
+    recipe: str
+    bytes_resident: int
+    bytes_download: int
+    bits_per_weight: float | None
+    kl: float
+    kl_lower: float
+    kl_upper: float
+    perplexity: float | None
+    """Of held-out answers."""
+    baseline_perplexity: float | None
+    top1_agreement: float | None
+    tokens: int | None
+    rows: int | None
+    standing: str
+    """``best``: none is as small and as near; ``behind``: one is, by their bounds; ``not told apart``."""
+
+
+class FrontierPart(_Part):
+    """Size against quality: every model that was compared with one dense model along the same rows."""
+
+    baseline: str
+    points: list[FrontierPointPart]
+    """The smallest download first."""
 
 
 class CallsPart(_Part):
@@ -247,6 +322,8 @@ class Report(_Part):
     gates: list[GatePart]
     artifacts: list[ArtifactPart]
     references: list[ReferencePart]
+    frontiers: list[FrontierPart]
+    """Empty where no divergence was measured."""
     steps: list[StepPart]
     money: MoneyPart
     reproduce: ReproducePart

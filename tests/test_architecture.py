@@ -27,8 +27,8 @@ FRONT = {"cogumi.cli", "cogumi.__main__"}
 """The modules above all packages: they may import everything, and nothing else may import them."""
 
 HEAVY = (
-    "alembic", "anthropic", "datasets", "inspect_ai", "llama_cpp", "lm_eval", "openai", "pandas", "peft",
-    "pyarrow", "torch", "transformers",
+    "alembic", "anthropic", "compressed_tensors", "datasets", "gguf", "inspect_ai", "llama_cpp",
+    "llmcompressor", "lm_eval", "openai", "pandas", "peft", "pyarrow", "torch", "transformers",
 )  # fmt: skip
 PICKLING_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "pandas.read_pickle"}

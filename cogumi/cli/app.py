@@ -51,7 +51,7 @@ def _common(
     context.obj = Common(workspace, data)
 
 
-_COMMANDS = ("plan", "run", "status", "gate", "evaluate", "compare", "reference", "data", "report")
+_COMMANDS = ("plan", "run", "status", "gate", "evaluate", "compare", "reference", "data", "report", "export")
 
 
 @cache

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import typer
 
+from cogumi.cli.columns import print_columns
 from cogumi.cli.common import (
     DEFAULT_PROFILE,
     DataOption,
@@ -20,7 +20,6 @@ from cogumi.cli.common import (
 from cogumi.errors import RunError
 from cogumi.gpu_cost import UNKNOWN
 from cogumi.profile import Profile, load_profile
-from cogumi.units import size
 from cogumi.verdict import Verdict
 
 _HELP = """Say what a profile would take, and which of its targets no model or file could meet.
@@ -60,26 +59,29 @@ def plan(
 
 def plan_document(profile: Profile, where: Place) -> dict[str, Any]:
     """Return feasibility, sizes and the estimate of every step as one JSON document."""
-    from cogumi.feasibility import check_size
+    from cogumi.cli.plan_sizes import size_document
     from cogumi.steps import check_stages
     from pipeline import all_stages
     from pipeline.planning import estimate_run
 
     stages = all_stages()
     check_stages(profile, stages)
-    sizes = [check_size(model) for model in profile.models]
+    sizes = size_document(profile)
     gates = gate_feasibility(profile, where)
-    too_small = {check.criterion: check.why for check in sizes if not check.feasible}
+    too_small = {row["criterion"]: row["why"] for row in sizes["sizes"] if not row["feasible"]}
     for row in gates:
         if row["criterion"] in too_small:
             row |= {"feasible": False, "why": too_small[row["criterion"]]}
     infeasible = {row["criterion"]: row["why"] for row in gates if not row["feasible"]} | too_small
+    for target in sizes["targets"]:
+        if not target["feasible"]:
+            infeasible.setdefault(target["criterion"], target["why"])
     return {
         "profile": profile.profile,
         "title": profile.title,
         "infeasible": infeasible,
         "gates": gates,
-        "sizes": [asdict(check) for check in sizes],
+        **sizes,
         **estimate_run(profile).document(),
     }
 
@@ -123,16 +125,13 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
 
 def print_plan(document: dict[str, Any]) -> None:
     """Print a plan for people."""
+    from cogumi.cli.plan_sizes import print_sizes
+
     typer.echo(f"profile {document['profile']}: {document['title']}")
     if document["gates"]:
         typer.echo("\ngates")
         _print_gates(document["gates"])
-    if document["sizes"]:
-        typer.echo("\nsizes")
-        for row in document["sizes"]:
-            target = size(row["target_bytes"]) if row["target_bytes"] else "no target"
-            mark = row["why"] if row["feasible"] else f"INFEASIBLE: {row['why']}"
-            typer.echo(f"  {row['model']:<28} {row['parameters'] / 1e6:>9.1f} M weights  {target:<10} {mark}")
+    print_sizes(document)
     print_estimate(document)
 
 
@@ -151,7 +150,7 @@ def print_estimate(document: dict[str, Any]) -> None:
             [row["name"], *(f"{row[case]:,g}" for case in ("low", "expected", "high")), row["source"]]
             for row in document["assumptions"]
         ]
-        _print_columns(rest, left=1, source=True)
+        print_columns(rest, left=1, source=True)
     typer.echo(f"\ntotal  {_total_line(document)}")
     for told in document["unknown_prices"]:
         typer.echo(f"  {told}")
@@ -183,7 +182,7 @@ def _print_asking(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
         table.append(["", "total", calls, "", "", "", *(_usd(document[key]) for key in _MONEY), ""])
     typer.echo()
     # The left columns are names; figures stand under each other.
-    _print_columns(table, left=2)
+    print_columns(table, left=2)
     for row in rows:
         if row["simulated"]:
             continue
@@ -207,7 +206,7 @@ def _print_asking(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
         ]
         for row in document["prices"]
     ]
-    _print_columns(prices, left=2, source=True)
+    print_columns(prices, left=2, source=True)
 
 
 def _print_training(rows: list[dict[str, Any]], document: dict[str, Any]) -> None:
@@ -225,7 +224,7 @@ def _print_training(rows: list[dict[str, Any]], document: dict[str, Any]) -> Non
             cells += [_usd(row[f"gpu_usd{end}"]) for end in ends]
         table.append([*cells, row["plan_says"]])
     typer.echo()
-    _print_columns(table, left=2)
+    print_columns(table, left=2)
     for row in rows:
         if row["gpu_pace"]:
             typer.echo(f"  {row['step']}: {row['gpu_pace']}")
@@ -234,28 +233,6 @@ def _print_training(rows: list[dict[str, Any]], document: dict[str, Any]) -> Non
     else:
         price = f"{_usd(gpu['usd_per_hour'])} an hour" if gpu["usd_per_hour"] is not None else UNKNOWN
         typer.echo(f"  {gpu['name']}: {price} ({gpu['source']})")
-
-
-def _print_columns(table: list[list[str]], left: int, source: bool = False) -> None:
-    """Print rows under a heading: ``left`` columns of names, figures, and a ``source`` that may be long."""
-    # A heading may run over the empty cells beside it.
-    widths = [max(len(row[column]) for row in table[1:]) for column in range(len(table[0]))]
-    widths = [
-        max(width, len(table[0][column])) if column >= left else width for column, width in enumerate(widths)
-    ]
-    names = sum(widths[:left]) + left - 1
-    for number, row in enumerate(table):
-        if number == 0:
-            cells = [row[0].ljust(names + 2)]
-        else:
-            cells = [
-                "  " + " ".join(cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False))
-            ]
-        figures = list(zip(row[left:], widths[left:], strict=True))
-        for index, (cell, width) in enumerate(figures):
-            last = source and index == len(figures) - 1
-            cells.append(cell if last else cell.rjust(width))
-        typer.echo("  ".join(cells).rstrip())
 
 
 def _print_gates(rows: list[dict[str, Any]]) -> None:

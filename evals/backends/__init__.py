@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cogumi.errors import UsageError
+from cogumi.subjects import GGUF_ADAPTER, GGUF_MODEL, gguf_adapter
 
 if TYPE_CHECKING:
     from evals.types import Backend
@@ -18,10 +19,11 @@ def open_backend(
 ) -> Backend:
     """Load the model at ``path``: a safetensors folder, a GGUF file, or a folder with one GGUF file.
 
-    With ``base``, ``path`` is the folder of a LoRA adapter for that model, and runs in transformers. ``auto``
-    takes llama.cpp for GGUF and transformers for everything else; ``hf`` loads a GGUF file into
-    transformers, dequantised; ``vllm`` runs a safetensors folder in vLLM. Raises ``UsageError`` for a path
-    that holds no model, ``RunError`` for a broken one.
+    An ``adapter.gguf`` beside a ``model.gguf`` is always used with it. With ``base``, ``path`` is the folder
+    of a LoRA adapter for that model, and runs in transformers. ``auto`` takes llama.cpp for GGUF and
+    transformers for everything else; ``hf`` loads a GGUF file into transformers, dequantised; ``vllm`` runs
+    a safetensors folder in vLLM. Raises ``UsageError`` for a path that holds no model, ``RunError`` for a
+    broken one.
     """
     if base is not None:
         if backend not in ("auto", "hf"):
@@ -32,10 +34,13 @@ def open_backend(
     model = _locate(path)
     if backend == "gguf" and model.suffix != ".gguf":
         raise UsageError(f"{path}: no .gguf file for the gguf backend")
+    adapter = gguf_adapter(model)
     if backend == "gguf" or (backend == "auto" and model.suffix == ".gguf"):
         from evals.backends.gguf import GGUFBackend
 
-        return GGUFBackend(model)
+        return GGUFBackend(model, adapter=adapter)
+    if adapter is not None:
+        raise UsageError(f"{model}: its adapter {adapter.name} runs in the gguf backend alone")
     if backend == "vllm":
         if model.suffix == ".gguf":
             raise UsageError(f"{path}: vLLM runs a model folder; a .gguf file runs in the gguf backend")
@@ -56,6 +61,8 @@ def _locate(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
     files = sorted(path.glob("*.gguf"))
+    if [file.name for file in files] == [GGUF_ADAPTER, GGUF_MODEL]:
+        files = files[1:]
     if len(files) != 1:
         found = f"{len(files)} .gguf files" if files else "no config.json and no .gguf file"
         raise UsageError(f"{path}: {found}; name one model")

@@ -1,4 +1,4 @@
-"""A LoRA adapter on its base model: checked against the base before it is loaded, merged in memory.
+"""A LoRA adapter on its base model: checked against the base before it is loaded, merged or beside.
 
 Covered: adapters of peft in safetensors, also those with trained embeddings. Not covered: prompt tuning
 and other adapters that cannot be merged into the weights, and pickled ``adapter_model.bin`` files.
@@ -21,15 +21,21 @@ from evals.backends.tokenization import first_line, tokenizer_digest
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def write_sidecar(folder: Path, *, base: str, base_folder: Path) -> None:
-    """Write beside an adapter which base it is for (digest) and which tokenizer it was trained with."""
-    told = {"base": base, "tokenizer_digest": model_tokenizer_digest(base_folder)}
+def write_sidecar(folder: Path, *, base: str, base_folder: Path, beside: bool = False) -> None:
+    """Write beside an adapter which base it is for (digest) and which tokenizer it was trained with.
+
+    ``beside``: it stays beside the weights of its base wherever it is used, and is never merged.
+    """
+    told: dict[str, Any] = {"base": base, "tokenizer_digest": model_tokenizer_digest(base_folder)}
+    if beside:
+        told["beside"] = True
     (folder / ADAPTER_SIDECAR).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapted(base: Path, adapter: Path, *, dtype: DType = "auto", device: str = "cpu") -> LoadedModel:
     """Load ``base`` with the adapter in folder ``adapter`` merged into its weights (Hu et al. 2021, 4.1).
 
+    One that is told to stay beside its base (a recovery adapter, whose base lies on a grid) does so.
     Raises ``RunError`` naming the file when the adapter is broken, does not fit the base, or was trained
     with another tokenizer; the last is found before any weight of the base is read.
     """
@@ -73,6 +79,9 @@ def _merge(model: Any, adapter: Path, weights: Path) -> Any:
     if model.config.get_text_config().tie_word_embeddings and _adapts_vocabulary(tensor_shapes(weights)):
         # Merged, the change of one of two tied matrices would also change the other, which training did not
         # (peft issue 2777): the layers stay beside the weights.
+        return adapted.get_base_model()
+    sidecar = adapter / ADAPTER_SIDECAR
+    if sidecar.is_file() and read_json_object(sidecar).get("beside") is True:
         return adapted.get_base_model()
     return adapted.merge_and_unload(safe_merge=True)
 

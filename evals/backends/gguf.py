@@ -6,13 +6,14 @@ import ctypes
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogumi.errors import RunError
 from evals.backends.continuations import PlainText, stops_of
-from evals.backends.gguf_scoring import Scorer
+from evals.backends.gguf_scoring import Scorer, apply_adapter
 from evals.backends.tokenization import clean, first_line, no_chat_template, render
 from evals.types import FinishReason, Generation, Likelihood, Prompt
 
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 # Tokens of context where the caller names none: the longest IFEval prompt and its answer fit, and the
 # cache of a small model stays under 100 MB.
 DEFAULT_CONTEXT = 4096
-# Bytes under which one thread is the fastest: a file of 1 M weights takes 2 ms a step on one, and up to
-# 400 ms on two when another process wants the second core.
-_TINY_FILE = 32_000_000
+TINY_FILE = 32_000_000
+"""Bytes under which one thread is the fastest: a file of 1 M weights takes 2 ms a step on one, and up to
+400 ms on two when another process wants the second core."""
 # Longest text of one token: Llama 3 has one of 128 spaces, other vocabularies longer runs.
 _PIECE_BYTES = 1024
-_ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _complaints: deque[str] = deque(maxlen=8)
+_listeners: list[Callable[[str], None]] = []
 _callback: Any = None
 
 
@@ -38,10 +40,18 @@ class GGUFBackend:
 
     The chat template is the file's own ``tokenizer.chat_template``, rendered as transformers does.
     ``n_ctx`` is in tokens and is cut to what the model was trained for; ``threads`` defaults to the
-    processors that this process may use. Raises ``RunError`` naming the file when it cannot be loaded.
+    processors that this process may use. ``adapter`` is a LoRA adapter in GGUF, added to the model and never
+    merged. Raises ``RunError`` naming the file when it cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, n_ctx: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        adapter: Path | None = None,
+    ) -> None:
         try:
             import llama_cpp
         except ImportError as error:
@@ -50,7 +60,7 @@ class GGUFBackend:
             raise RunError(f"{path}: no such file")
         silence_llama_cpp()
         # A step of a tiny model is shorter than handing it to a second thread and waiting for that one.
-        tiny = path.is_file() and path.stat().st_size < _TINY_FILE
+        tiny = path.is_file() and path.stat().st_size < TINY_FILE
         workers = threads or (1 if tiny else len(os.sched_getaffinity(0)))
         try:
             self._llama = llama_cpp.Llama(
@@ -64,12 +74,13 @@ class GGUFBackend:
         except (ValueError, RuntimeError, OSError) as error:
             reason = _complaints[0] if _complaints else first_line(error)
             raise RunError(f"{path}: cut short or not a GGUF model ({reason})") from error
+        self._lib = llama_cpp
+        self._adapter = self._with_adapter(adapter) if adapter is not None else None
         metadata = self._llama.metadata
         self._path = path
         self._template: str = metadata.get("tokenizer.chat_template", "")
         self._context: int = min(self._llama.n_ctx(), int(self._llama._model.n_ctx_train()))
         self._vocab = self._llama._model.vocab
-        self._lib = llama_cpp
         self._pieces: dict[int, bytes] = {}
         bos, eos = self._llama.token_bos(), self._llama.token_eos()
         self._bos, self._eos = self._token_text(bos), self._token_text(eos)
@@ -83,6 +94,8 @@ class GGUFBackend:
             "llama-cpp-python": llama_cpp.__version__,
             "threads": str(workers),
         }
+        if adapter is not None:
+            self._stack["adapter"] = "lora"
 
     @property
     def stack(self) -> dict[str, str]:
@@ -168,11 +181,23 @@ class GGUFBackend:
             self._scorer = None
         self._llama.close()
 
+    def _with_adapter(self, path: Path) -> Any:
+        """Add the adapter to the context that generates; llama.cpp frees it with the model."""
+        if not path.is_file():
+            raise RunError(f"{path}: no such file")
+        adapter = self._lib.llama_adapter_lora_init(self._llama._model.model, str(path).encode())
+        if not adapter:
+            reason = _complaints[-1] if _complaints else "llama.cpp gave no reason"
+            self._llama.close()
+            raise RunError(f"{path}: not a LoRA adapter in GGUF for {self._llama.model_path} ({reason})")
+        apply_adapter(self._llama.ctx, adapter)
+        return adapter
+
     def _scoring(self) -> Scorer:
         # A second cache, as large as the first: only where likelihoods are asked for.
         if self._scorer is None:
             model = self._llama._model.model
-            self._scorer = Scorer(model, context=self._context, threads=self._workers)
+            self._scorer = Scorer(model, context=self._context, threads=self._workers, adapter=self._adapter)
         return self._scorer
 
     def _answer(self, prompt: Prompt, max_tokens: int) -> Generation:
@@ -249,6 +274,8 @@ def silence_llama_cpp() -> deque[str]:
 
         def keep_errors(level: int, text: bytes, user_data: Any) -> None:
             line = text.decode("utf-8", errors="replace").strip()
+            for listener in _listeners:
+                listener(line)
             if level == _ERROR_LEVEL and line:
                 _complaints.append(line)
 
@@ -259,11 +286,22 @@ def silence_llama_cpp() -> deque[str]:
     return _complaints
 
 
-def _file_type(number: str | None) -> str:
-    import gguf
-
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Within it, ``listener`` gets each piece of llama.cpp's log, of any level, as llama.cpp writes it."""
+    silence_llama_cpp()
+    _listeners.append(listener)
     try:
-        name: str = gguf.LlamaFileType(int(number or -1)).name
-    except ValueError:
-        return "unknown"
-    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _file_type(number: str | None) -> str:
+    """Return llama.cpp's name of a file's type, by its number in ``general.file_type``."""
+    import llama_cpp
+
+    prefix = "LLAMA_FTYPE_"
+    names = {value: name for name, value in vars(llama_cpp).items() if name.startswith(prefix)}
+    name: str = names.get(int(number or -1), "unknown")
+    return name.removeprefix(prefix).removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -37,10 +37,11 @@ class Scorer:
     """Reads token sequences with a llama.cpp context of its own, beside the one that generates.
 
     Sequence 0 of the cache holds what was read last; the longest beginning that it shares with the next
-    texts is not read again. ``model`` is llama.cpp's pointer, ``context`` in tokens.
+    texts is not read again. ``model`` is llama.cpp's pointer, ``context`` in tokens, ``adapter`` the pointer
+    of a LoRA adapter of that model.
     """
 
-    def __init__(self, model: Any, *, context: int, threads: int) -> None:
+    def __init__(self, model: Any, *, context: int, threads: int, adapter: Any = None) -> None:
         import llama_cpp
 
         self._lib = llama_cpp
@@ -61,6 +62,8 @@ class Scorer:
         self._context = llama_cpp.llama_init_from_model(model, settings)
         if not self._context:
             raise RunError(f"llama.cpp made no context of {self._cells} tokens: too little memory?")
+        if adapter is not None:
+            apply_adapter(self._context, adapter)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, self._sequences)
         self._vocabulary: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -161,6 +164,17 @@ class Scorer:
         for text in range(1, len(texts)):
             self._lib.llama_memory_seq_rm(self._memory, text, -1, -1)
         self._cached = texts[0]
+
+
+def apply_adapter(context: Any, adapter: Any) -> None:
+    """Add a LoRA adapter to everything that a llama.cpp context computes; raises ``RunError``."""
+    import ctypes
+
+    import llama_cpp
+
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+    if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)):
+        raise RunError("llama.cpp could not add the adapter to its context")
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -58,10 +59,12 @@ def load_model(path: Path, *, dtype: DType = "auto", device: str = "cpu") -> Loa
     # is the arithmetic that models are served in.
     halved = gguf or device.startswith("cuda")
     precision = _precision(dtype, parameters, stored="bf16" if halved else "auto")
-    folder, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
+    folder, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, _dequantising(path))
     try:
-        with quiet_transformers(), _no_bar() if gguf else contextlib.nullcontext():
-            tokenizer = _gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(folder)
+        with quiet_transformers(), _no_bar(), warnings.catch_warnings():
+            # That a packed folder is read as a dense one is meant.
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            tokenizer = gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(folder)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=precision,
@@ -82,7 +85,7 @@ def load_model(path: Path, *, dtype: DType = "auto", device: str = "cpu") -> Loa
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        stop_ids=_stop_ids(model, tokenizer),
+        stop_ids=stop_ids(tokenizer, model.generation_config, model.config),
         context=int(model.config.max_position_embeddings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -105,7 +108,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _no_bar() -> contextlib.AbstractContextManager[Any]:
-    """Hide the bar of transformers' GGUF reader, which has no switch of its own."""
+    """Hide the bars of transformers' GGUF reader and of compressed-tensors, which have no switch."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
@@ -119,6 +122,19 @@ def _inspect_folder(path: Path) -> int:
     if not files:
         raise RunError(f"{path}: no .safetensors file in the model folder")
     return sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
+
+
+def _dequantising(folder: Path) -> dict[str, Any]:
+    """Return what makes transformers read a compressed-tensors folder as the dense model that it stands for.
+
+    Else that happens in the first answer, and until then parameters are packed numbers.
+    """
+    # A broken configuration is told by whoever reads it next.
+    if '"compressed-tensors"' not in (folder / "config.json").read_text(errors="replace"):
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -145,7 +161,7 @@ def model_tokenizer_digest(path: Path) -> str:
         # Without tokenizer.json: a GGUF file, or an older folder whose vocabulary transformers converts.
         with quiet_transformers():
             gguf = path.suffix == ".gguf"
-            tokenizer = _gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(path)
+            tokenizer = gguf_tokenizer(path) if gguf else transformers.AutoTokenizer.from_pretrained(path)
         return described_digest(json.loads(tokenizer.backend_tokenizer.to_str()))
     except RunError:
         raise
@@ -169,7 +185,8 @@ def _precision(dtype: DType, parameters: int, *, stored: DType) -> Any:
     return {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": "auto"}[dtype]
 
 
-def _gguf_tokenizer(path: Path) -> Any:
+def gguf_tokenizer(path: Path) -> Any:
+    """Return the transformers tokenizer of a GGUF file; raises ``RunError`` when it is no byte-level BPE."""
     from transformers.integrations.gguf import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(path), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))
@@ -179,8 +196,9 @@ def _gguf_tokenizer(path: Path) -> Any:
     return tokenizer_from_gguf(metadata)
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    declared = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
+def stop_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:
+    """Return the ids of the end-of-text and end-of-turn tokens that a model's configurations declare."""
+    declared = [*(config.eos_token_id for config in configs), tokenizer.eos_token_id]
     found: set[int] = set()
     for entry in declared:
         found.update(entry if isinstance(entry, list) else [] if entry is None else [int(entry)])

@@ -18,7 +18,7 @@ from cogumi.stage import Progress
 from evals.backends.loading import DType, LoadedModel, load_model, quiet_transformers
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.chat import ChatEncoder, check_vocabulary
-from pipeline.training.data import EncodedSet, Example, encode_all, read_examples
+from pipeline.training.data import EncodedSet, Example, encode_all, is_held_out, read_examples
 from pipeline.training.distill import check_same_tokenizer
 from pipeline.training.distill_loss import DistillLoss
 from pipeline.training.equal_compute import steps_for
@@ -52,6 +52,12 @@ class FitJob:
     teacher: Path | None = None
     tokens: int | None = None
     """How many tokens to see, where that decides the number of steps."""
+    start: Path | None = None
+    """Folder of the adapter that LoRA starts from; default: a fresh one."""
+    held_out: Path | None = None
+    """Further rows, of which those that are held out are looked at and none is trained on."""
+    merged: bool = True
+    """Whether LoRA also writes the merged model; else its adapter and the tokenizer alone."""
 
 
 def fit(
@@ -86,6 +92,8 @@ def _fit(
         held_out_share=settings.held_out_share,
     )
     model = with_adapters(loaded.model, settings.lora, job.seed) if settings.lora else loaded.model
+    if job.start is not None:
+        load_adapter(model, job.start)
     loss = answer_loss(model, settings, world, device)
     world.spread(loss)
     sizes = StepSizes(settings.batch_tokens, settings.micro_batch_tokens)
@@ -127,6 +135,10 @@ def _fit(
 
 def _examples(settings: SftSettings, job: FitJob) -> list[Example]:
     examples = read_examples(job.data)
+    # An empty file has nothing to look at, which is no fault.
+    if job.held_out is not None and job.held_out.stat().st_size:
+        others = read_examples(job.held_out)
+        examples += [each for each in others if is_held_out(each.question_id, settings.held_out_share)]
     families = settings.meta.families if settings.meta else settings.exclude_families
     return examples if families is None else without_held_out(examples, families)
 
@@ -245,6 +257,28 @@ def with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
+def load_adapter(model: Any, folder: Path) -> None:
+    """Set the adapters of a peft model to those in ``folder``.
+
+    Raises ``RunError`` naming the file when they were made for another model or another rank.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from evals.backends.adapters import ADAPTER_WEIGHTS
+    from evals.backends.tokenization import first_line
+
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        found = set_peft_model_state_dict(model, load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise RunError(f"{file}: not an adapter of this model ({first_line(error)})") from error
+    odd = [*(name for name in found.missing_keys if ".default" in name), *found.unexpected_keys]
+    if odd:
+        raise RunError(f"{file}: an adapter of another model: {', '.join(sorted(odd)[:3])}")
+
+
 def _joined(
     trainable: Mapping[str, torch.nn.Parameter], settings: SftSettings, job: FitJob, world: World
 ) -> Any:
@@ -265,29 +299,30 @@ def _joined(
 def _save(model: Any, tokenizer: Any, settings: SftSettings, job: FitJob) -> None:
     from evals.backends.tokenization import save_tokenizer
 
+    save_tokenizer(tokenizer, job.out)
     if settings.lora:
-        _save_adapter(model, job)
+        save_adapter(model, job.out / "adapter", base=job.model_digest, base_folder=job.model)
+        if not job.merged:
+            return
         model = model.merge_and_unload()
     if settings.dtype == "bf16":
         model = model.to(torch.bfloat16)
     model.save_pretrained(job.out)
-    save_tokenizer(tokenizer, job.out)
 
 
-def _save_adapter(model: Any, job: FitJob) -> None:
-    """Save the adapter apart, naming its base by digest and not by a path of this machine."""
+def save_adapter(model: Any, folder: Path, *, base: str, base_folder: Path) -> None:
+    """Save the adapters of a peft model, naming their base by digest and not by a path of this machine."""
     from evals.backends.adapters import write_sidecar
 
-    folder = job.out / "adapter"
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = job.model_digest
+    config["base_model_name_or_path"] = base
     # peft writes a set here, in an order that changes from process to process.
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_sidecar(folder, base=job.model_digest, base_folder=job.model)
+    write_sidecar(folder, base=base, base_folder=base_folder)
 
 
 def _facts(out: Path, loaded: LoadedModel, encoded: EncodedSet, state: LoopState) -> dict[str, Any]:

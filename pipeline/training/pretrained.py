@@ -45,7 +45,9 @@ def run(settings: PretrainedSettings, ctx: StageContext) -> StageResult:
     """
     source = _source(settings.model)
     if source.is_file():
-        _dequantise(source, ctx)
+        ctx.progress.update(0, 1)
+        dequantise(source, ctx.out)
+        ctx.progress.update(1, 1)
     else:
         weights = _weights(source)
         config = _config(source)
@@ -166,17 +168,39 @@ def _link_or_copy(file: Path, target: Path) -> None:
     shutil.copyfile(file, target)
 
 
-def _dequantise(file: Path, ctx: StageContext) -> None:
+def dequantise(file: Path, out: Path) -> None:
+    """Write a GGUF file as a safetensors folder in bf16, with its tokenizer; ``RunError`` for a broken file.
+
+    ``out`` must exist.
+    """
     from evals.backends.loading import load_model, quiet_transformers
     from evals.backends.tokenization import save_tokenizer
 
-    ctx.progress.update(0, 2)
     loaded = load_model(file, dtype="bf16")
-    ctx.progress.update(1, 2)
     with quiet_transformers():
-        _dense(loaded.model, file).save_pretrained(ctx.out)
-        save_tokenizer(loaded.tokenizer, ctx.out)
-    ctx.progress.update(2, 2)
+        _dense(loaded.model, file).save_pretrained(out)
+        save_tokenizer(loaded.tokenizer, out)
+
+
+def describe(file: Path, out: Path) -> None:
+    """Write what ``dequantise`` writes but for the weights, which takes a moment for a model of any size."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from evals.backends.loading import gguf_tokenizer, quiet_transformers
+    from evals.backends.tokenization import first_line, save_tokenizer
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+            config.save_pretrained(out)
+            save_tokenizer(gguf_tokenizer(file), out)
+    except RunError:
+        raise
+    except Exception as error:
+        # The libraries below raise a dozen unrelated classes for a broken file.
+        raise RunError(f"{file}: not a readable model ({first_line(error)})") from error
 
 
 def _dense(model: Any, file: Path) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from cogumi.cli.app import app
 from cogumi.ledger import Ledger
 
-COMMANDS = ("plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report")
+COMMANDS = ("plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "export")
 
 
 WRONG = [

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cogumi.digest import file_sha256
 from cogumi.errors import RunError, UsageError
 from cogumi.store import Artifact
-from pipeline.training import depth_cut
+from pipeline.training import model_folder
 from pipeline.training.depth_cut import DEPTH_CUT, DepthCutSettings, kept_layers
 from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
 
@@ -77,6 +77,8 @@ def test_choices_by_hand() -> None:
         {"keep": (1, 1)},
         {"keep": (-1,)},
         {"keep": (1,), "choice": "last"},
+        {"layers": 2, "samples": 8},
+        {"keep": (1,), "max_length": 64},
     ],
 )
 def test_settings_that_name_no_cut_are_refused(bad: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ def test_shards_are_read_and_written(deep: Artifact, tmp_path: Path, monkeypatch
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
     # The weights a second time, as Mistral's folders have them.
     (tmp_path / "sharded" / "consolidated.safetensors").write_bytes(b"")
-    monkeypatch.setattr(depth_cut, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(model_folder, "SHARD_BYTES", 100_000)
     source = artifact(tmp_path / "sharded", "model")
     cut = run_stage(DEPTH_CUT, DepthCutSettings(layers=3), tmp_path / "cut", {"model": source})[1]
     names = [name for name in cut.manifest["files"] if name.endswith(".safetensors")]

@@ -15,10 +15,9 @@ from evals.backends.gguf import GGUFBackend
 from evals.backends.hf import HFBackend
 from evals.backends.loading import load_model
 from evals.backends.tokenization import PRE_TOKENIZERS, pre_tokenizer, pre_tokenizer_name, tokenizer_digest
-from evals.types import Prompt
-from pipeline.compression.gguf_export import GGUF, GGUFSettings, export_gguf, file_type, quantize_gguf
+from evals.types import Message, Prompt
+from pipeline.compression.gguf_export import GGUF, GGUFSettings, export_gguf, file_type
 from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
-from pipeline.training.sft import SFT, SftSettings
 
 PROMPTS = [
     "What is 7 plus 5?",
@@ -67,6 +66,14 @@ FRAGMENTS = [
 ]
 
 
+TURNS = (
+    Message("user", "  What is\n7 plus 5? "),
+    Message("assistant", "12 \U0001f600"),
+    Message("user", "And 8?"),
+)
+CHAT = {length: Prompt(TURNS[:length]) for length in range(1, 4)}
+
+
 def hard_strings(count: int) -> list[str]:
     """Every fragment alone, then joins of two to five of them, always the same ones."""
     rng = np.random.default_rng(0)
@@ -81,9 +88,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     shape = MicroModelSettings(
         hidden_size=256, layers=2, heads=4, kv_heads=2, intermediate_size=256, vocab_size=400
     )
-    start = run_stage(MICRO_MODEL, shape, folder / "start", {"data": data})[1]
-    settings = SftSettings(steps=20, batch_tokens=512, learning_rate=3e-3, held_out_share=0, eval_every=20)
-    return run_stage(SFT, settings, folder / "trained", {"model": start, "data": data})[1]
+    return run_stage(MICRO_MODEL, shape, folder / "start", {"data": data})[1]
 
 
 def relative_error(path: Path, model: Path, prompts: list[str]) -> float:
@@ -148,9 +153,13 @@ def test_llama3_rope_scaling_and_an_untied_head_survive(model: Artifact, tmp_pat
 def test_tokens_and_chat_prompts_are_the_same_in_both_runtimes(model: Artifact, tmp_path: Path) -> None:
     export_gguf(model.path, tmp_path / "model.gguf", dtype="f16")
     gguf, hf = GGUFBackend(tmp_path / "model.gguf", n_ctx=128), HFBackend(model.path)
-    for text in hard_strings(400):
+    for text in hard_strings(1000):
         prompt = Prompt.user(text)
         assert gguf.encode(prompt) == hf.encode(prompt), text
+        raw = Prompt((Message("user", text),), raw=True)
+        assert gguf.encode(raw) == hf.encode(raw), text
+    for chat in CHAT.values():
+        assert gguf.encode(chat) == hf.encode(chat)
     gguf.close()
 
 
@@ -191,7 +200,11 @@ def test_unknown_pre_tokeniser_is_refused(model: Artifact, tmp_path: Path) -> No
         ({"architectures": ["GPT2LMHeadModel"]}, "only LlamaForCausalLM"),
         ({"attention_bias": True}, "biases"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "RoPE scaling 'yarn'"),
-        ({"vocab_size": 300}, "400 tokens for a model of 300"),
+        ({"vocab_size": 300}, r"embed_tokens.weight is \(400, 256\), \(300, 256\) by its config.json"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not exported"),
+        ({"num_hidden_layers": 3}, r"weights missing from the folder: blk\.2\.attn_k"),
+        ({"num_hidden_layers": None}, "'num_hidden_layers' is missing"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantised already"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -217,7 +230,7 @@ def test_stage_quantises_without_fallback_at_hidden_256(model: Artifact, tmp_pat
     parameters = sum(p.numel() for p in load_model(model.path).model.parameters())
     assert facts["parameters"] == parameters
     assert list((tmp_path / "gguf" / "scratch").iterdir()) == []
-    assert relative_error(made.file("model.gguf"), model.path, PROMPTS) < 0.25
+    assert relative_error(made.file("model.gguf"), model.path, PROMPTS) < 0.4
     again = run_stage(GGUF, GGUFSettings(type="Q4_K_M"), tmp_path / "again", {"model": model})[1]
     assert again.digest == made.digest
 
@@ -239,17 +252,9 @@ def test_float_types_need_no_quantisation(model: Artifact, tmp_path: Path) -> No
     assert 16 <= facts["bits_per_weight"] < 16.1
 
 
-def test_unknown_type_and_broken_source_are_one_line(model: Artifact, tmp_path: Path) -> None:
+def test_unknown_type_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match=r"unknown GGUF type 'Q4_K_X' \(did you mean 'Q4_K_"):
         file_type("Q4_K_X")
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(RunError, match=r"broken.gguf: cannot be quantised to Q8_0"):
-        quantize_gguf(tmp_path / "broken.gguf", tmp_path / "out.gguf", "Q8_0")
-    export_gguf(model.path, tmp_path / "whole.gguf", dtype="f16")
-    # Two bits without an importance matrix: llama.cpp itself refuses.
-    with pytest.raises(RunError, match=r"whole.gguf: cannot be quantised to IQ1_S"):
-        quantize_gguf(tmp_path / "whole.gguf", tmp_path / "out.gguf", "IQ1_S")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.gguf", "whole.gguf"]
 
 
 @pytest.mark.slow
@@ -275,12 +280,15 @@ def test_smollm2_survives_the_round_trip(tmp_path: Path) -> None:
     plain.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     assert pre_tokenizer_name(folder / "tokenizer.json") == "smollm"
-    export_gguf(folder, tmp_path / "model.gguf", dtype="f32")
+    export_gguf(folder, tmp_path / "model.gguf", dtype="f16")
     assert relative_error(tmp_path / "model.gguf", folder, PROMPTS) < 1e-2
     ours, theirs = GGUFBackend(tmp_path / "model.gguf"), GGUFBackend(original)
-    for text in hard_strings(400):
+    tokenizer = HFBackend(folder)
+    for text in hard_strings(1000):
         prompt = Prompt.user(text)
-        assert ours.encode(prompt) == theirs.encode(prompt), text
+        assert ours.encode(prompt) == theirs.encode(prompt) == tokenizer.encode(prompt), text
+    for chat in (*CHAT.values(), Prompt((Message("system", "Be short."), *TURNS))):
+        assert ours.encode(chat) == theirs.encode(chat) == tokenizer.encode(chat)
     digest = tokenizer_digest(artifact(folder, "model").file("tokenizer.json"))
     assert digest.startswith("sha256:")
     ours.close()

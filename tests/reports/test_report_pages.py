@@ -176,7 +176,10 @@ def test_a_number_that_is_not_finite_reaches_no_json(maker: Maker) -> None:
 
 
 SCHEMA = {
-    "": ["artifacts", "caveats", "format", "gates", "money", "references", "reproduce", "run", "steps"],
+    "": [
+        "artifacts", "caveats", "format", "frontiers", "gates", "money", "references", "reproduce", "run",
+        "steps",
+    ],
     "run": [
         "accepted_infeasible", "as_of", "exit_code", "name", "note", "profile", "profile_digest",
         "profile_title", "seconds", "started", "status",
@@ -188,8 +191,8 @@ SCHEMA = {
     ],
     "references": ["name", "score", "simulated", "suite"],
     "steps": [
-        "artifact", "attempt", "facts", "kind", "metrics", "note", "plan", "seconds", "status", "step",
-        "training",
+        "artifact", "attempt", "confidence", "facts", "kind", "metrics", "note", "plan", "seconds", "status",
+        "step", "training",
     ],
     "money": ["calls", "gpu", "real_usd", "simulated_usd", "unpriced_calls"],
     "reproduce": ["commands", "data", "profile", "seed", "software"],
@@ -198,7 +201,7 @@ SCHEMA = {
 
 def test_the_json_keeps_its_keys(filled: Maker) -> None:
     document = json.loads(render_json(report_of(filled)))
-    assert document["format"] == 2
+    assert document["format"] == 3
     for name, keys in SCHEMA.items():
         part = document[name] if name else document
         for one in part if isinstance(part, list) else [part]:

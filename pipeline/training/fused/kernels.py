@@ -103,8 +103,8 @@ def compiled() -> Kernels:
     """Return each as one kernel for an accelerator; the first call of each takes seconds."""
     from pipeline.training.fused import triton_kernels
 
-    # The trainer's bins have one length, which stays a constant of the kernel; where a second one is seen, None
-    # makes it dynamic. False would compile each length anew, and give up at the ninth.
+    # The trainer's bins have one length, which stays a constant of the kernel; where a second one is seen,
+    # None makes it dynamic. False would compile each length anew, and give up at the ninth.
     def one(work: Callable[..., Any], *, dynamic: bool | None = None) -> Callable[..., Any]:
         return torch.compile(work, dynamic=dynamic, fullgraph=True)
 

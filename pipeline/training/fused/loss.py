@@ -80,7 +80,8 @@ class FusedAnswerLoss(AnswerLoss):
         # All at once: a model has hundreds of adapters, and a call costs more than its copy.
         with torch.no_grad():
             torch._foreach_copy_(self._places, self._adapters)
-            torch._foreach_mul_(self._scaled, self._scales)
+            if self._scaled:
+                torch._foreach_mul_(self._scaled, self._scales)
 
     def release(self) -> None:
         """Give the model its weights back; this loss is of no use afterwards."""

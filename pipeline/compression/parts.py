@@ -1,0 +1,106 @@
+"""One stage inside a recipe: checked before work, run once, found again after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cogumi.digest import digest_of, tree_files
+from cogumi.errors import RunError, nearest
+from cogumi.stage import Stage, StageContext
+from cogumi.store import Artifact, disk_error, manifest_digest, write_atomic
+from cogumi.strict_yaml import explain
+
+_RESULT = "result.json"
+
+
+class RecipePart(BaseModel):
+    """One stage of a recipe; ``inputs`` name the recipe's own, ``model`` and ``data``, or earlier parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    uses: str
+    inputs: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def run_part(
+    part: RecipePart, made: Mapping[str, Artifact], ctx: StageContext
+) -> tuple[Artifact, dict[str, float]]:
+    """Run a part on what was ``made`` before, by id, or find it finished in ``ctx.scratch``.
+
+    Returns its output, outside the store, and what it measured on this machine. Raises ``RunError`` naming
+    the part when it fails.
+    """
+    stage = stages()[part.uses]
+    inputs = {name: made[source] for name, source in part.inputs.items()}
+    work = {
+        "stage": [stage.name, stage.version],
+        "settings": part.settings,
+        "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        "seed": ctx.seed,
+    }
+    folder = ctx.scratch / f"{part.id}-{digest_of(work)[7:23]}"
+    if not (folder / _RESULT).is_file():
+        out, scratch = folder / "payload", folder / "scratch"
+        shutil.rmtree(out, ignore_errors=True)
+        for each in (out, scratch):
+            each.mkdir(parents=True, exist_ok=True)
+        if stage.check:
+            stage.check(inputs)
+        settings = stage.settings.model_validate(part.settings)
+        try:
+            result = stage.run(settings, replace(ctx, inputs=inputs, out=out, scratch=scratch))
+        except OSError as error:
+            raise disk_error(error, folder) from error
+        except RunError as error:
+            raise RunError(f"recipe part {part.id}: {error}") from error
+        manifest = {
+            "kind": result.kind,
+            "made_by": work,
+            "facts": dict(result.facts),
+            "files": tree_files(out),
+        }
+        document = {"manifest": manifest, "metrics": dict(result.metrics)}
+        write_atomic(folder / _RESULT, json.dumps(document, sort_keys=True).encode())
+        shutil.rmtree(scratch, ignore_errors=True)
+    document = json.loads((folder / _RESULT).read_text())
+    manifest = document["manifest"]
+    return Artifact(manifest_digest(manifest), folder / "payload", manifest), document["metrics"]
+
+
+def stages() -> dict[str, Stage[Any]]:
+    """Return the stages that a part may use, and all others."""
+    from pipeline import all_stages
+
+    return all_stages()
+
+
+def check_part(part: RecipePart, known: Sequence[str], never: str) -> None:
+    """Raise ``ValueError`` for a part that could not run after those ``known``; ``never`` is no part."""
+    if part.id in known:
+        raise ValueError(f"part {part.id}: this id is taken")
+    fit = {name: each for name, each in stages().items() if not each.teachers and name != never}
+    stage = fit.get(part.uses)
+    if stage is None:
+        raise ValueError(
+            f"part {part.id}: uses: no stage '{part.uses}' fits here{nearest(part.uses, sorted(fit))}"
+        )
+    for name, source in part.inputs.items():
+        if name not in (*stage.inputs, *stage.optional_inputs):
+            raise ValueError(f"part {part.id}: {stage.name} has no input {name!r}")
+        if source not in known:
+            raise ValueError(f"part {part.id}: inputs.{name}: no '{source}'{nearest(source, list(known))}")
+    missing = [name for name in stage.inputs if name not in part.inputs]
+    if missing:
+        raise ValueError(f"part {part.id}: {stage.name} wants input {missing[0]!r}")
+    try:
+        stage.settings.model_validate(part.settings)
+    except ValidationError as error:
+        raise ValueError(f"part {part.id}: settings: {explain(error, stage.settings)}") from None
