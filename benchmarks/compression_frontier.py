@@ -1,7 +1,7 @@
 """Bytes against KL divergence and perplexity: llama.cpp's types, AWQ, GPTQ, pruning, depth cuts, and ours.
 
     python -m benchmarks.compression_frontier --model FOLDER --data FILE --work DIR [--only q4,ours]
-        [--rows 240] [--samples 128] [--recovery-steps 200]
+        [--rows 240] [--samples 128] [--recovery-steps 200] [--passes 4]
 
 ``--model`` is a tuned and merged model in safetensors: the packaged SmolLM2 lies on a Q4_1 grid already, and
 4-bit types would look lossless on it. ``--data`` is the merged training file: 6 % of its rows, which no
@@ -51,7 +51,7 @@ def part(id: str, uses: str, inputs: dict[str, str], **settings: Any) -> RecipeP
     return RecipePart(id=id, uses=uses, inputs=inputs, settings=settings)
 
 
-def sides(samples: int, recovery_steps: int) -> Iterator[Side]:
+def sides(samples: int, recovery_steps: int, passes: int) -> Iterator[Side]:
     """Yield every side, from what a user would take to ours."""
     both = {"model": "model", "data": "data"}
     for kind in LLAMA_TYPES:
@@ -90,9 +90,11 @@ def sides(samples: int, recovery_steps: int) -> Iterator[Side]:
     for megabytes in SIZES_MB:
         # The adapter is paid for out of the same bytes.
         size = int(megabytes * 1e6)
-        grid = part("grid", "compression.grid", both, bytes_at_most=size, samples=samples)
+        grid = part("grid", "compression.grid", both, bytes_at_most=size, samples=samples, passes=passes)
         yield Side(f"ours {megabytes} MB", "ours", (grid,))
-        less = part("grid", "compression.grid", both, bytes_at_most=size - 2_700_000, samples=samples)
+        less = part(
+            "grid", "compression.grid", both, bytes_at_most=size - 2_700_000, samples=samples, passes=passes
+        )
         healed = part(
             "recovered",
             "compression.recover",
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--samples", type=int, default=128, help="calibration rows of every method")
     parser.add_argument("--recovery-steps", type=int, default=200)
+    parser.add_argument("--passes", type=int, default=4, help="of coordinate descent, in ours")
     args = parser.parse_args()
     from pipeline.compression.calibration_rows import chat_encoder
 
@@ -173,7 +176,7 @@ def main() -> None:
         {json.loads(line)["side"] for line in results.read_text().splitlines()} if results.exists() else set()
     )
     wanted = [name.strip().lower() for name in args.only.split(",") if name.strip()]
-    for side in sides(args.samples, args.recovery_steps):
+    for side in sides(args.samples, args.recovery_steps, args.passes):
         if side.name in done or (wanted and not any(side.name.lower().startswith(name) for name in wanted)):
             continue
         ctx = StageContext(

