@@ -123,7 +123,7 @@ def gate_feasibility(profile: Profile, where: Place) -> list[dict[str, Any]]:
 
 
 def _asked(profile: Profile, gate: str) -> list[str]:
-    """Return the criteria that the profile's steps ask of a gate, each of its own artifact; none means all."""
+    """Return the criteria that a profile's steps ask of a gate, each of its artifact; none means all."""
     steps = [step for step in profile.steps if isinstance(step, GateStep) and step.gate == gate]
     if any(not step.criteria for step in steps):
         return []

@@ -52,8 +52,8 @@ def small_profile(folder: Path) -> Path:
             settings["episodes"] = 8
             # With several rates a fifth of the rows would be kept to choose among them.
             settings["learning_rates"] = [0.02]
-        # So few rows are left to calibrate on; what is made of them does not matter here. The first recipe has no
-        # part that the others lack.
+        # So few rows are left to calibrate on; what is made of them does not matter here. The first recipe
+        # has no part that the others lack.
         if step["id"] == "compressed":
             step["attempts"] = step["attempts"][1:]
         parts = [part for attempt in step.get("attempts", []) for part in attempt.get("parts", [])]
