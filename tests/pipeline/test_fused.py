@@ -167,6 +167,9 @@ def test_compiled_layers_take_bins_of_many_lengths() -> None:
     model = adapted(torch.float32, 0.05, hidden_size=256, intermediate_size=512, vocab_size=3000, r=16).to(
         "cuda"
     )
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
     loss = FusedAnswerLoss(model, compiled())
     for length in range(64, 64 + 12):
         row = Encoded(tuple(range(length)), length // 2)
