@@ -39,6 +39,16 @@ class TensorInfo:
         """Number of values."""
         return prod(self.shape)
 
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; 1 for a vector."""
+        return prod(self.shape[:-1])
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
@@ -46,6 +56,8 @@ class GGUFHeader:
 
     version: int
     metadata: dict[str, Any]
+    entries: dict[str, tuple[int, int]]
+    """Where each metadata entry begins and ends in the file, its key and arrays included."""
     tensors: tuple[TensorInfo, ...]
     header_bytes: int
     """Bytes before the padding that comes before the first tensor's values."""
@@ -135,12 +147,15 @@ def _header(file: BinaryIO, path: Path) -> GGUFHeader:
     if (tensors + entries) * 12 > size:
         raise RunError(f"{path}: cut short or not a GGUF file; copy or export it again")
     metadata: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(entries):
+        begin = file.tell()
         key = _text(file)
         (kind,) = _read(file, "I")
         value = _value(file, kind, size)
         if value is not None:
             metadata[key] = value
+        places[key] = begin, file.tell()
     infos = []
     for _ in range(tensors):
         name = _text(file)
@@ -154,7 +169,7 @@ def _header(file: BinaryIO, path: Path) -> GGUFHeader:
     end = max((info.offset + info.bytes for info in found), default=start)
     if end > size:
         raise RunError(f"{path}: cut short ({size:,} bytes of {end:,}); copy or export it again")
-    return GGUFHeader(version, metadata, found, before)
+    return GGUFHeader(version, metadata, places, found, before)
 
 
 def _info(path: Path, name: str, shape: tuple[int, ...], number: int, offset: int) -> TensorInfo:

@@ -56,7 +56,6 @@ TYPE_NUMBERS = {
 """Name of a type to its number in a GGUF file."""
 
 _BY_LOWER = {name.lower(): name for name in TYPE_NUMBERS}
-_BY_NUMBER = {number: name for name, number in TYPE_NUMBERS.items()}
 # Values under which a second thread costs more than it saves.
 _SMALL = 1 << 18
 
@@ -83,13 +82,6 @@ def canonical(kind: str) -> str:
     if name is None:
         raise UsageError(f"unknown ggml type '{kind}'{nearest(kind.lower(), sorted(_BY_LOWER))}")
     return name
-
-
-def kind_of(number: int) -> str:
-    """Return the name of a type's number in a GGUF file; raises ``RunError`` for one that is not known."""
-    if number not in _BY_NUMBER:
-        raise RunError(f"GGUF tensor type {number} is not known; upgrade llama-cpp-python or write it again")
-    return _BY_NUMBER[number]
 
 
 def block_columns(kind: str) -> int:

@@ -1,9 +1,8 @@
 """GGUF files tensor by tensor: read any type, and write a file again with other tensors in it.
 
-The ``gguf`` package refuses a whole file when it holds one type that it does not know (0.19: Q2_0), so the
-container is read here. Format: the GGUF specification, version 3, little endian; metadata is copied byte by
-byte and only what is named is changed. Covered: one file. Not covered: split files, big-endian ones, versions
-1 and 2.
+The ``gguf`` package refuses a whole file when it holds one type that it does not know (0.19: Q2_0). Format:
+the GGUF specification, version 3, little endian; metadata is copied byte by byte and only what is named is
+changed. Covered: one file. Not covered: split files, big-endian ones, versions 1 and 2.
 """
 
 from __future__ import annotations
@@ -11,22 +10,20 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cogumi.errors import RunError
 from cogumi.store import disk_error
-from pipeline.compression.ggml import TYPE_NUMBERS, canonical, dequantize, kind_of, row_bytes
+from evals.backends.gguf_header import read_header
+from pipeline.compression.ggml import TYPE_NUMBERS, canonical, dequantize, row_bytes
 
 if TYPE_CHECKING:
     from pipeline.compression.ggml import Bytes, Floats
 
 _MAGIC, _VERSION = b"GGUF", 3
-_UINT32, _STRING, _ARRAY = 4, 8, 9
-# GGUF's numbers of scalar metadata types: struct format of each.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_UINT32, _STRING = 4, 8
 _FILE_TYPES = {
     # enum llama_ftype of llama.h: what most matrices of the file are.
     "f32": 0,
@@ -60,27 +57,6 @@ _FILE_TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies: ``shape`` as in numpy (rows before columns), ``offset`` in bytes of the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    offset: int
-    bytes: int
-
-    @property
-    def columns(self) -> int:
-        """Length of a row."""
-        return self.shape[-1]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows; 1 for a vector."""
-        return prod(self.shape[:-1])
-
-
 class GGUFFile:
     """An open GGUF file: ``metadata`` (arrays are left out), and its tensors by name.
 
@@ -88,21 +64,21 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        if header.version != _VERSION:
+            raise RunError(
+                f"{path}: GGUF version {header.version}, only {_VERSION} is rewritten; export it again"
+            )
         self.path = path
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise RunError(f"{path}: not a GGUF file ({error})") from error
-        self._at = 0
-        self.metadata: dict[str, Any] = {}
-        self.entries: dict[str, bytes] = {}
+            raise RunError(f"{path}: cannot be read ({error})") from error
+        self.metadata = header.metadata
+        self.entries = {key: self._map[begin:end] for key, (begin, end) in header.entries.items()}
         """Each metadata entry as it lies in the file, its key included."""
-        self.tensors: dict[str, TensorInfo] = {}
-        try:
-            self._read()
-        except (struct.error, UnicodeDecodeError, IndexError, MemoryError) as error:
-            raise RunError(f"{path}: cut short or not a GGUF file ({error}); write it again") from error
+        self.tensors = {info.name: info for info in header.tensors}
 
     def values(self, name: str) -> Floats:
         """Return a tensor's values as float32 in its shape."""
@@ -116,64 +92,6 @@ class GGUFFile:
         """Return a tensor's bytes."""
         info = self.tensors[name]
         return self._map[info.offset : info.offset + info.bytes]
-
-    def _read(self) -> None:
-        if self._map[:4] != _MAGIC:
-            raise RunError(f"{self.path}: not a GGUF file (its first bytes are wrong)")
-        self._at = 4
-        version = self._take("I")
-        if version != _VERSION:
-            raise RunError(f"{self.path}: GGUF version {version}, only {_VERSION} is read; convert it again")
-        tensors, entries = self._take("Q"), self._take("Q")
-        for _ in range(entries):
-            begin = self._at
-            key = self._text()
-            value = self._value(self._take("I"))
-            if value is not None:
-                self.metadata[key] = value
-            self.entries[key] = self._map[begin : self._at]
-        found = []
-        for _ in range(tensors):
-            name = self._text()
-            sizes = [self._take("Q") for _ in range(self._take("I"))]
-            found.append((name, tuple(reversed(sizes)), kind_of(self._take("I")), self._take("Q")))
-        alignment = int(self.metadata.get("general.alignment", 32))
-        start = -(-self._at // alignment) * alignment
-        for name, shape, kind, offset in found:
-            size = prod(shape[:-1]) * row_bytes(kind, shape[-1])
-            info = TensorInfo(name, shape, kind, start + offset, size)
-            if info.offset + size > len(self._map):
-                raise RunError(f"{self.path}: cut short in tensor {name}; write the file again")
-            self.tensors[name] = info
-
-    def _take(self, code: str) -> Any:
-        (value,) = struct.unpack_from(f"<{code}", self._map, self._at)
-        self._at += struct.calcsize(f"<{code}")
-        return value
-
-    def _text(self) -> str:
-        size = self._take("Q")
-        if self._at + size > len(self._map):
-            raise RunError(f"{self.path}: cut short in its metadata; write the file again")
-        text = self._map[self._at : self._at + size].decode("utf-8", errors="surrogateescape")
-        self._at += size
-        return text
-
-    def _value(self, kind: int) -> Any:
-        """Return a value, or None for an array, which is stepped over."""
-        if kind == _STRING:
-            return self._text()
-        if kind == _ARRAY:
-            of, count = self._take("I"), self._take("Q")
-            if of in (_STRING, _ARRAY):
-                for _ in range(count):
-                    self._value(of)
-            else:
-                self._at += count * struct.calcsize(f"<{_SCALARS[of]}")
-            return None
-        if kind not in _SCALARS:
-            raise RunError(f"{self.path}: metadata of type {kind} is not GGUF; write the file again")
-        return self._take(_SCALARS[kind])
 
 
 def write_gguf(

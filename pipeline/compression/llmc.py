@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cogumi.errors import RunError
 from cogumi.store import disk_error
 from cogumi.subjects import read_json_object
+from pipeline.training.model_folder import BESIDE
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +35,6 @@ Tell = Callable[[int, int], None]
 BATCH_TOKENS = 2048
 
 SHARD_BYTES = "2GB"
-
-# What a model's folder holds beside configuration and weights, and what its licence wants to travel with it.
-_BESIDE = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _PART = re.compile(r"\((\d+)/(\d+)\): Calibrating")
@@ -296,7 +283,7 @@ def save_dense(loaded: LoadedModel, source: Path, out: Path) -> None:
 def take_along(source: Path, out: Path) -> None:
     """Copy what lies beside the weights: tokenizer, chat template, licence."""
     with writing(out):
-        for pattern in _BESIDE:
+        for pattern in BESIDE:
             for file in sorted(source.glob(pattern)):
                 shutil.copyfile(file, out / file.name)
 

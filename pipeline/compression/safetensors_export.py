@@ -11,11 +11,11 @@ from typing import Literal
 from cogumi.errors import RunError
 from cogumi.store import disk_error
 from cogumi.subjects import read_json_object
+from pipeline.training.pretrained import BESIDE
 
 DenseType = Literal["bf16", "f16", "f32"]
 
 _NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-_BESIDE = ("*.json", "*.model", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 def export_safetensors(
@@ -49,7 +49,7 @@ def export_safetensors(
                         raise RunError(f"{file}: {name} holds values that {dtype} cannot; take bf16 or f32")
             total += sum(values.numel() * values.element_size() for values in tensors.values())
             save_file(tensors, out / file.name, metadata={"format": "pt"})
-        for beside in sorted({path for pattern in _BESIDE for path in model.glob(pattern) if path.is_file()}):
+        for beside in sorted({path for pattern in BESIDE for path in model.glob(pattern) if path.is_file()}):
             shutil.copyfile(beside, out / beside.name)
         _write(out / "config.json", {**config, "dtype": _NAMES[dtype], "torch_dtype": _NAMES[dtype]})
         index = out / "model.safetensors.index.json"

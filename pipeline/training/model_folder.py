@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 _INDEX = "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-# What a model's folder holds beside configuration and weights, and what its licence wants to travel with it.
-_BESIDE = (
+BESIDE = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -34,6 +33,7 @@ _BESIDE = (
     "NOTICE*",
     "USE_POLICY*",
 )
+"""What lies beside configuration and weights, and what a licence wants to travel along."""
 
 # Keys under which the configurations of transformers count experts.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -97,7 +97,7 @@ def read_tensor(file: Path, name: str) -> torch.Tensor:
 
 def copy_beside(source: Path, out: Path) -> None:
     """Copy the tokenizer, the chat template, the generation settings and the licence of a model's folder."""
-    for pattern in _BESIDE:
+    for pattern in BESIDE:
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, out / file.name)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cogumi.workspace import Workspace
 
 _INDEX = "model.safetensors.index.json"
-_BESIDE = ("*.json", "*.model", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*", "USE_POLICY*")
+BESIDE = ("*.json", "*.model", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*", "USE_POLICY*")
 """What is taken along beside the weights."""
 
 
@@ -142,7 +142,7 @@ def _tokenizer(folder: Path, out: Path, vocabulary: int) -> None:
 
 
 def _take(source: Path, weights: list[Path], ctx: StageContext) -> None:
-    beside = {file for pattern in _BESIDE for file in source.glob(pattern) if file.is_file()}
+    beside = {file for pattern in BESIDE for file in source.glob(pattern) if file.is_file()}
     files = [*weights, *sorted(beside)]
     total, done = sum(file.stat().st_size for file in files), 0
     for file in files:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogumi.errors import RunError, UsageError
+from evals.backends.gguf_header import kind_sizes
 from pipeline.compression.ggml import (
     TYPE_NUMBERS,
     bits_per_weight,
@@ -14,7 +15,6 @@ from pipeline.compression.ggml import (
     canonical,
     dequantize,
     fits,
-    kind_of,
     needs_importance,
     quantize,
     row_bytes,
@@ -68,7 +68,7 @@ def test_sizes_are_those_of_the_format() -> None:
     assert (block_columns("Q4_K"), block_bytes("q4_k")) == (256, 144)
     assert bits_per_weight("iq4_nl") == 4.5
     assert canonical("IQ4_NL") == "iq4_nl"
-    assert kind_of(42) == "q2_0"
+    assert kind_sizes(42)[0] == "q2_0"
     assert fits("q4_0", 576)
     assert not fits("q4_K", 576)
 
@@ -98,8 +98,8 @@ def test_what_ggml_would_end_the_process_for_is_one_line() -> None:
         dequantize(np.zeros((2, 7), np.uint8), "q2_0", 64)
     with pytest.raises(UsageError, match=r"unknown ggml type 'q4_x' \(did you mean"):
         canonical("q4_x")
-    with pytest.raises(RunError, match="tensor type 99 is not known"):
-        kind_of(99)
+    with pytest.raises(RunError, match="tensor type 99 is unknown"):
+        kind_sizes(99)
 
 
 def test_many_rows_are_the_same_on_many_threads() -> None:
