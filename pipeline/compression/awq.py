@@ -29,6 +29,7 @@ from pipeline.compression.llmc import (
     other_linear_layers,
     run_recipe,
     save_dense,
+    stored_dtype,
     take_along,
     undisturbed,
     writing,
@@ -182,6 +183,7 @@ def _save_packed(loaded: LoadedModel, source: Path, out: Path) -> None:
     from evals.backends.loading import quiet_transformers
 
     check_finite(loaded.model, f"{source.name}, quantised")
+    loaded.model.to(dtype=stored_dtype(source))
     with writing(out), quiet_transformers(), undisturbed():
         loaded.model.save_pretrained(out, save_compressed=True, max_shard_size=SHARD_BYTES)
         (out / RECIPE_FILE_NAME).unlink(missing_ok=True)

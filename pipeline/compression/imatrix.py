@@ -71,10 +71,12 @@ def gather_from(folder: Path, rows: Sequence[Sequence[int]]) -> Importance:
     """Load a model folder, on the first accelerator if there is one, and gather from it."""
     import torch
 
-    from evals.backends.loading import load_model
+    from evals.backends.loading import DType, load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return gather(load_model(folder, device=str(device)).model, rows, device=device)
+    # Half precision is a GPU's arithmetic; a CPU without units for it takes 20 times as long.
+    dtype: DType = "auto" if device.type == "cuda" else "fp32"
+    return gather(load_model(folder, dtype=dtype, device=str(device)).model, rows, device=device)
 
 
 def save(importance: Importance, path: Path, *, dataset: str = "calibration rows", chunk: int = 512) -> None:

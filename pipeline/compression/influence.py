@@ -26,7 +26,7 @@ import torch
 from cogumi.errors import RunError
 from cogumi.stage import Progress
 from cogumi.store import write_atomic
-from evals.backends.loading import load_model
+from evals.backends.loading import DType, load_model
 from pipeline.compression.calibration_rows import calibration_answers
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.packing import PackedBatch, filled, pack
@@ -75,7 +75,9 @@ def chosen_layers(
         "calibration_tokens": sum(len(row.ids) for row in rows),
     }
     try:
-        loss = AnswerLoss(load_model(look.model, device=str(device)).model)
+        # Half precision is a GPU's arithmetic, not a CPU's.
+        dtype: DType = "auto" if device.type == "cuda" else "fp32"
+        loss = AnswerLoss(load_model(look.model, dtype=dtype, device=str(device)).model)
         batches = [pack(part, device) for part in filled(rows, _BATCH_TOKENS)]
         depth = len(_decoder(loss).layers)
         if choice == "greedy":

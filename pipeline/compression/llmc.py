@@ -44,23 +44,35 @@ _PART = re.compile(r"\((\d+)/(\d+)\): Calibrating")
 
 
 def load_dense(model: Path) -> LoadedModel:
-    """Load a dense model's folder on the CPU in the precision that it is stored in, half always as bf16.
+    """Load a dense model's folder on the CPU, half precision as bf16; in float32 where a CPU must compute.
 
-    Raises ``RunError`` for a model that is quantised already, broken, of another kind (experts, GPT-2), or
-    whose weights are not finite.
+    A CPU without units for bf16 takes 20 times as long in it. ``save_dense`` writes the stored precision
+    again. Raises ``RunError`` for a model that is quantised already, broken, of another kind (experts,
+    GPT-2), or whose weights are not finite.
     """
+    import torch
+
     from evals.backends.loading import load_model
 
     config = read_json_object(model / "config.json")
     if "quantization_config" in config:
         raise RunError(f"{model / 'config.json'}: the model is quantised already; name the dense one")
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    loaded = load_model(model, dtype="bf16" if stored in ("bfloat16", "float16") else "fp32")
+    halved = stored_dtype(model) != torch.float32 and torch.accelerator.is_available()
+    loaded = load_model(model, dtype="bf16" if halved else "fp32")
     if not linear_layers(loaded.model) or any(each.ndim > 2 for each in loaded.model.parameters()):
         kind = config.get("model_type")
         raise RunError(f"{model}: {kind} is no dense decoder with linear layers under model.layers")
     check_finite(loaded.model, model)
     return loaded
+
+
+def stored_dtype(model: Path) -> torch.dtype:
+    """Return the precision in which a folder's weights are kept: bfloat16 for any half one, else float32."""
+    import torch
+
+    config = read_json_object(model / "config.json")
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return torch.bfloat16 if stored in ("bfloat16", "float16") else torch.float32
 
 
 def linear_layers(model: Any) -> dict[str, torch.nn.Linear]:
@@ -274,6 +286,7 @@ def save_dense(loaded: LoadedModel, source: Path, out: Path) -> None:
     held = loaded.model.state_dict()
     plain.load_state_dict({name: held[name] for name in plain.state_dict()}, assign=True)
     plain.tie_weights()
+    plain.to(dtype=stored_dtype(source))
     plain.generation_config = loaded.model.generation_config
     with writing(out), quiet_transformers():
         plain.save_pretrained(out, max_shard_size=SHARD_BYTES)

@@ -34,6 +34,7 @@ from pipeline.compression.llmc import (
     replaced,
     run_recipe,
     save_dense,
+    stored_dtype,
 )
 from pipeline.compression.sparsity import (
     Sparsity,
@@ -174,7 +175,7 @@ def prune_folder(
             f"{model}: {found.share:.4f} of the weights are zero, {settings.target:g} were asked for"
         )
     save_dense(loaded, model, out)
-    width = next(iter(layers.values())).weight.element_size()
+    width = stored_dtype(model).itemsize
     sparse = (found.weights - found.zeros) * width + ceil(found.weights / 8)
     size = sparse + bytes_beside(loaded.model, layers, width)
     return PruneSummary(found, loaded.parameters, size, uninvertible)

@@ -205,7 +205,8 @@ def _judged(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = load_model(source, device=device).model
+        # Half precision is a GPU's arithmetic, not a CPU's.
+        model = load_model(source, dtype="auto" if device == "cuda" else "fp32", device=device).model
         choice = choose_widths(model, column_moments(model, rows, device=device), before, after)
     except torch.OutOfMemoryError as error:
         raise RunError(

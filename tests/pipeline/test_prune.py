@@ -79,6 +79,22 @@ def test_sparsegpt_reaches_the_plans_sparsity_and_touches_linear_layers_alone(
         assert not torch.signbit(after[name])[after[name] == 0].any(), "a zero is stored as +0"
 
 
+def test_half_precision_stays_half(tmp_path: Path, model: Artifact, data: Artifact) -> None:
+    import torch
+
+    from pipeline.compression.safetensors_export import export_safetensors
+
+    (tmp_path / "half").mkdir()
+    export_safetensors(model.path, tmp_path / "half", "bf16")
+    made = prune(tmp_path, artifact(tmp_path / "half", "model"), data)
+    held = tensors(made.path)
+    assert {each.dtype for each in held.values()} == {torch.bfloat16}
+    nought, size = zeros(held)
+    assert 0.65 <= nought / size < 0.652
+    rest = sum(each.numel() for each in held.values()) - size
+    assert made.facts["bytes_sparse"] == 2 * (size - nought + rest) + size // 8
+
+
 def test_a_zero_costs_one_bit(model: Artifact, pruned: Artifact) -> None:
     held = tensors(pruned.path)
     nought, size = zeros(held)
