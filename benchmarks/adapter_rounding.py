@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.training_packing import packed, plain
 from benchmarks.training_shapes import with_lora
+from cogumi.devices import compute_device
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.fused.kernels import PLAIN, compiled
 from pipeline.training.fused.loss import FusedAnswerLoss
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(compute_device())
     model, step = prepared(args, "fp32", device)
     answers = sum(len(row.ids) - row.answer_start for entry in step for row in entry)
 

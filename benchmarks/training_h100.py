@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.training_shapes import SHAPES, padded, plan_rows, random_llama, with_lora
+from cogumi.devices import compute_device
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.data import Encoded
 from pipeline.training.fused.kernels import PLAIN, compiled
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(compute_device())
     found: list[dict[str, Any]] = []
 
     def tell(side: str, **figures: Any) -> None:

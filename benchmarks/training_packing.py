@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.training_shapes import SHAPES, padded, plan_rows, random_llama, with_lora
+from cogumi.devices import compute_device
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.data import Encoded
 from pipeline.training.fused.kernels import PLAIN, compiled
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--rank", type=int, default=16)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(compute_device())
     model, rows, halved = prepare(args, device)
     coming = endless_steps(rows, StepSizes(args.step_tokens, args.micro_tokens), seed=0, skip=0)
     steps = [next(coming) for _ in range(args.steps)]

@@ -1,16 +1,27 @@
-"""The accelerators of this machine, and how they are shared out among processes."""
+"""The device that models compute on, this machine's accelerators, and how processes share them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 from cogumi.errors import UsageError
 
 DEVICES_ENV = "COGUMI_DEVICES"
 """How many shares of the processor count as devices, in place of any accelerator."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_CPU = "cpu"
+_CPU: Literal["cpu"] = "cpu"
+
+
+def compute_device() -> Literal["cuda", "cpu"]:
+    """Return where this process computes: its first CUDA device where it sees one, else the processor.
+
+    As torch's device strings name it. Loads torch.
+    """
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else _CPU
 
 
 def devices() -> tuple[str, ...]:

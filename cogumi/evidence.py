@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoding", "EvidenceFile", "EvidenceKey", "Merged", "Record", "list_evidence"]
 
 _T = TypeVar("_T")
+_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,10 @@ class EvidenceFile:
         import pyarrow.parquet as pq
 
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(dict(about)), buffer, compression="zstd")
+        # Groups that a reader can pass over: one item of a million is then found without reading all of them.
+        pq.write_table(
+            table.replace_schema_metadata(dict(about)), buffer, compression="zstd", row_group_size=_GROUP_ROWS
+        )
         write_atomic(self.folder / name, buffer.getvalue())
 
     def _join(self) -> None:
@@ -221,6 +225,13 @@ class EvidenceFile:
             return read()
         except FileNotFoundError:
             return read()
+
+    def prefix(self) -> list[tuple[Part, int]]:
+        """Return the files of the known prefix in committed order, each with its rows to skip as double.
+
+        They may be joined into one by a writer while they are read: ask again for a file that is gone.
+        """
+        return self._steady(self._prefix)
 
     def count(self) -> int:
         """Return how many items are known, from the first of the committed order on, without a gap."""

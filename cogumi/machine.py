@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from cogumi.devices import compute_device
+
 
 def machine() -> str:
     """Return processor, usable cores and accelerator, such as ``AMD EPYC 7B13, 2 cores``.
@@ -16,7 +18,7 @@ def machine() -> str:
     """
     parts = [_processor(), f"{len(os.sched_getaffinity(0))} cores"]
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and compute_device() == "cuda":
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         parts += [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
     return ", ".join(parts)

@@ -328,12 +328,13 @@ class Profile(Strict):
         return identity
 
     def gate_names(self) -> list[str]:
-        """Return the gates that this profile decides, in order."""
-        return [*(step.gate for step in self.steps if isinstance(step, GateStep)), *self.gates]
+        """Return the gates that this profile decides, in order, each once."""
+        steps = (step.gate for step in self.steps if isinstance(step, GateStep))
+        return list(dict.fromkeys([*steps, *self.gates]))
 
-    def gate_step(self, gate: str) -> GateStep | None:
-        """Return the step that decides this gate, or None when the profile has none."""
-        return next((step for step in self.steps if isinstance(step, GateStep) and step.gate == gate), None)
+    def gate_steps(self, gate: str) -> list[GateStep]:
+        """Return the steps that decide this gate, each on an artifact of its own, in order."""
+        return [step for step in self.steps if isinstance(step, GateStep) and step.gate == gate]
 
 
 def profile_names() -> list[str]:

@@ -87,6 +87,30 @@ class SuiteComparison:
     tasks: tuple[TaskComparison, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MacroScore:
+    """A model's score with bounds: of every task, and their mean with equal weights."""
+
+    score: float
+    lower: float
+    upper: float
+    tasks: tuple[tuple[float, float, float], ...]
+    """(score, lower, upper) of each task, as in a report: at ``alpha / K``, so that all hold at once."""
+
+
+def macro_score(scores: Sequence[tuple[FloatArray, int]], alpha: float = ALPHA) -> MacroScore:
+    """Return the macro mean of K tasks from (scores of the first items, items in all) of each.
+
+    Bounds as a report has them (``reports.quality``): the mean of the tasks' bounds at ``alpha / K``.
+    """
+    tasks = tuple(
+        (float(of_task.mean()), *mean_bounds(of_task, n_total, alpha / len(scores)))
+        for of_task, n_total in scores
+    )
+    score, lower, upper = (float(np.mean([task[at] for task in tasks])) for at in range(3))
+    return MacroScore(score, lower, upper, tasks)
+
+
 def difference_bounds(
     a: FloatArray, b: FloatArray, n_total: int, alpha: float = ALPHA
 ) -> tuple[float, float]:

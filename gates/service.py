@@ -108,7 +108,8 @@ class ProfileEvidence:
         choice = self._profile.references.get(reference)
         if choice is not None and choice.teacher:
             return self._teacher_reference(choice.teacher, wanted)
-        row = self._row(reference, choice.rows if choice else {}, wanted)
+        rows = load_all(self._measurer.workspace.root)
+        row = choose_row(rows, reference, choice.rows if choice else {}, wanted)
         if row.kind == "published":
             return row.published()
         subject = answers_subject(row, self._measurer.data, self._measurer.workspace.root)
@@ -116,50 +117,10 @@ class ProfileEvidence:
         measurement.extend(measurement.n_total)
         return _reference(row.id, "per-item", measurement, simulated=row.simulated, family=row.family)
 
-    def _row(self, reference: str, chosen: Mapping[str, str], task: Task) -> ReferenceRow:
-        rows = load_all(self._measurer.workspace.root)
-        if task.name in chosen:
-            row_id = chosen[task.name]
-            if row_id not in rows:
-                raise UsageError(f"no reference {row_id!r}{nearest(row_id, list(rows))}")
-            if rows[row_id].family != task.family:
-                raise InfeasibleError(
-                    f"protocols do not match: {task.name} is measured as {task.family}, "
-                    f"{row_id} as {rows[row_id].family}"
-                )
-            return rows[row_id]
-        if reference in rows:
-            return rows[reference]
-        of_model = [row for row in rows.values() if row.model == reference]
-        if not of_model:
-            models = sorted({row.model for row in rows.values()})
-            raise UsageError(f"no reference {reference!r}{nearest(reference, models)}")
-        fitting = [row for row in of_model if row.family == task.family]
-        if not fitting:
-            benchmark = task.family.partition("/")[0]
-            others = {row.family for row in of_model if row.family.partition("/")[0] == benchmark}
-            if not others:
-                raise NotMeasuredError(
-                    f"not measured: {reference} has no score on {task.name}; "
-                    "`cogumi reference measure` makes one, `cogumi reference add` takes one"
-                )
-            raise InfeasibleError(
-                f"protocols do not match: {task.name} is measured as {task.family}, "
-                f"{reference} has {', '.join(sorted(others))}"
-            )
-        # Answers item by item say more than a published mean.
-        best = [row for row in fitting if row.kind == "per-item"] or fitting
-        if len(best) > 1:
-            names = " or ".join(sorted(row.id for row in best))
-            raise UsageError(
-                f"{reference} has {len(best)} scores on {task.name}: name one in the profile: {names}"
-            )
-        return best[0]
-
     def _teacher_reference(self, name: str, task: Task) -> ReferenceScores:
         subject = teacher_subject(self._profile, name)
         measurement = self._measurement(subject, task)
-        if len(measurement.scores) < measurement.n_total:
+        if measurement.file.count() < measurement.n_total:
             if self._subject is None:
                 raise NotMeasuredError(f"not measured: the reference {name}, as no artifact was given")
             url = self._teachers()[name].base_url
@@ -229,6 +190,53 @@ class ProfileEvidence:
         if value is None:
             raise NotMeasuredError(f"not measured: {metric}")
         return MetricValue(float(value), float(value), float(value), exact=True)
+
+
+def choose_row(
+    rows: Mapping[str, ReferenceRow], reference: str, chosen: Mapping[str, str], task: Task
+) -> ReferenceRow:
+    """Return the row of a gate's ``reference`` for a task: the profile's choice, else the one that fits.
+
+    Raises ``UsageError`` for an unknown or ambiguous one, ``InfeasibleError`` where protocols do not match,
+    ``NotMeasuredError`` where the model has no score on the task.
+    """
+    if task.name in chosen:
+        row_id = chosen[task.name]
+        if row_id not in rows:
+            raise UsageError(f"no reference {row_id!r}{nearest(row_id, list(rows))}")
+        if rows[row_id].family != task.family:
+            raise InfeasibleError(
+                f"protocols do not match: {task.name} is measured as {task.family}, "
+                f"{row_id} as {rows[row_id].family}"
+            )
+        return rows[row_id]
+    if reference in rows:
+        return rows[reference]
+    of_model = [row for row in rows.values() if row.model == reference]
+    if not of_model:
+        models = sorted({row.model for row in rows.values()})
+        raise UsageError(f"no reference {reference!r}{nearest(reference, models)}")
+    fitting = [row for row in of_model if row.family == task.family]
+    if not fitting:
+        benchmark = task.family.partition("/")[0]
+        others = {row.family for row in of_model if row.family.partition("/")[0] == benchmark}
+        if not others:
+            raise NotMeasuredError(
+                f"not measured: {reference} has no score on {task.name}; "
+                "`cogumi reference measure` makes one, `cogumi reference add` takes one"
+            )
+        raise InfeasibleError(
+            f"protocols do not match: {task.name} is measured as {task.family}, "
+            f"{reference} has {', '.join(sorted(others))}"
+        )
+    # Answers item by item say more than a published mean.
+    best = [row for row in fitting if row.kind == "per-item"] or fitting
+    if len(best) > 1:
+        names = " or ".join(sorted(row.id for row in best))
+        raise UsageError(
+            f"{reference} has {len(best)} scores on {task.name}: name one in the profile: {names}"
+        )
+    return best[0]
 
 
 def _data_metric(facts: Mapping[str, Any], metric: str) -> MetricValue:

@@ -124,9 +124,9 @@ def judge(pairs: Sequence[Pair], rule: Rule, *, bounds: bool = True) -> Judgemen
     """Judge "at least ``rule.c`` of the reference" over the tasks of a suite."""
     if len(pairs) > 1 and rule.combine == "all_of":
         return _judge_each(pairs, rule, bounds)
-    sequence = _sequence(pairs, rule)
+    sequence = sequence_of(pairs, rule)
     usable = sequence.usable([pair.known_units for pair in pairs])
-    result = sequential_test(_sample(pairs, rule, sequence, usable), rule.c, rule.alpha, bounds=bounds)
+    result = sequential_test(sample_of(pairs, rule, sequence, usable), rule.c, rule.alpha, bounds=bounds)
     units = sequence.items_behind(result.n_used, len(pairs))
     used = [pair.items_of(n) for pair, n in zip(pairs, units, strict=True)]
     note = _manner(pairs, rule, result.n_used, units)
@@ -152,7 +152,8 @@ def _shares(pairs: Sequence[Pair], rule: Rule) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _sequence(pairs: Sequence[Pair], rule: Rule) -> draws.Draws:
+def sequence_of(pairs: Sequence[Pair], rule: Rule) -> draws.Draws:
+    """Return the order in which the items of a suite, or the clusters, are revealed."""
     sizes = [pair.units for pair in pairs]
     population = rule.scope == "population"
     if len(pairs) == 1:
@@ -172,7 +173,7 @@ def _boost(pair: Pair) -> float:
     return 1.0 if pair.blocks is None else pair.blocks.largest / pair.blocks.mean_size
 
 
-def _sample(pairs: Sequence[Pair], rule: Rule, sequence: draws.Draws, usable: int) -> RatioSample:
+def sample_of(pairs: Sequence[Pair], rule: Rule, sequence: draws.Draws, usable: int) -> RatioSample:
     """Return the scores behind the first ``usable`` draws.
 
     Where every task has a published score only, each draw has the same expected reference score, and the bets
@@ -238,7 +239,7 @@ def _judge_each(pairs: Sequence[Pair], rule: Rule, bounds: bool) -> Judgement:
     parts, units = [], []
     for pair in pairs:
         sequence = draws.single(pair.units, population=rule.scope == "population")
-        sample = _sample([pair], rule, sequence, pair.known_units)
+        sample = sample_of([pair], rule, sequence, pair.known_units)
         found = sequential_test(sample, rule.c, rule.alpha, alpha_fail=rule.alpha / len(pairs), bounds=bounds)
         units.append(found.n_used)
         parts.append(replace(found, n_used=pair.items_of(found.n_used)))

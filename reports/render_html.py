@@ -34,8 +34,8 @@ _SECTIONS = (
 _SIGNS = {"PASS": "✓", "FAIL": "✗", "UNDECIDED": "?", "INFEASIBLE": "∅", "ERROR": "!", "BUDGET": "$"}
 
 
-def render_html(report: Report) -> str:
-    """Return the page."""
+def render_html(report: Report, *, card: bool = False) -> str:
+    """Return the page; ``card``: a card of a model lies beside it, and the page links to it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,6 +54,7 @@ def render_html(report: Report) -> str:
     empty = [name for name, found in optional.items() if not found]
     return environment.get_template("report.html.jinja").render(
         report=report,
+        card=card,
         t=text,
         headline=rows.headline(report),
         sections=[one for one in _SECTIONS if one[0] not in empty],

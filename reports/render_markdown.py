@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
-from gates.verdicts import simulated_part
 from reports import confidence, frontier, rows, text
 from reports.quality import ALPHA
 from reports.schema import ArtifactPart, CallsPart, GatePart, Report, SuitePart, TaskPart
@@ -30,14 +29,16 @@ def escaped(told: object) -> str:
     return re.sub(r"([\\`*\[\]|#~!])", r"\\\1", plain)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table; cells are escaped, the header is taken as it is."""
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     for row in rows:
         yield f"| {' | '.join(escaped(cell) for cell in row)} |"
 
 
-def _fenced(lines: Sequence[str]) -> Iterator[str]:
+def fenced(lines: Sequence[str]) -> Iterator[str]:
+    """Yield lines as a block of code that none of them can close."""
     body = [text.clean(line) for line in lines]
     longest = max((len(run) for line in body for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -78,9 +79,7 @@ def _gate(gate: GatePart) -> Iterator[str]:
     yield f"On {escaped(last.artifact_name or 'an artifact from elsewhere')} `{text.short(last.artifact)}`."
     yield ""
     for criterion in last.document["criteria"]:
-        terms = text.terms(criterion)
-        terms += [simulated_part(criterion["measure"])] if criterion["simulated"] else []
-        told = "; ".join(escaped(one) for one in (*terms, criterion["note"]) if one)
+        told = "; ".join(escaped(one) for one in (*text.terms(criterion), *text.notes(criterion)))
         claim = f"{criterion['id']}: {text.claim(criterion)}"
         yield f"- **{criterion['verdict']}** {escaped(claim)}. {told}"
     left_out = last.document.get("left_out")
@@ -105,12 +104,12 @@ def _artifacts(report: Report) -> Iterator[str]:
     header = ["#", "Model", "Kind", "Parameters", "Download", "In memory", "Bits per weight"]
     header += [escaped(f"{one.name} {one.ratio_to}".rstrip()) for one in columns]
     header += ["Tokens/s", "Made from"]
-    yield from _table(header, (_artifact_row(artifact, suites) for artifact in report.artifacts))
+    yield from table(header, (_artifact_row(artifact, suites) for artifact in report.artifacts))
     tasks = list(rows.tasks_of(report))
     if tasks:
         yield ""
         header = ["Model", "Task", "Score", "Interval", "n", "Of", "Reference", "Truncated", "Failed"]
-        yield from _table(header, (_task_row(name, task) for name, task in tasks))
+        yield from table(header, (_task_row(name, task) for name, task in tasks))
 
 
 def _artifact_row(artifact: ArtifactPart, suites: Sequence[str]) -> list[object]:
@@ -171,7 +170,7 @@ def _history(report: Report) -> Iterator[str]:
     ]
     if found:
         header = ["Gate", "Attempt", "Model", "Criterion", "Verdict", "Finding", "Terms", "Decided"]
-        yield from _table(header, found)
+        yield from table(header, found)
     else:
         yield "No gate has been decided in this run."
 
@@ -181,7 +180,7 @@ def _training(report: Report) -> Iterator[str]:
     yield "## Training"
     yield ""
     header = ["Figure", *(escaped(name) for name, _ in trainings)]
-    yield from _table(header, ([name, *cells] for name, cells in rows.training_table(report)))
+    yield from table(header, ([name, *cells] for name, cells in rows.training_table(report)))
     for name, part in trainings:
         if part.looks:
             yield ""
@@ -194,20 +193,20 @@ def _frontier(report: Report) -> Iterator[str]:
         yield ""
         yield f"{escaped(frontier.told(part))}."
         yield ""
-        yield from _table(frontier.HEADER, frontier.table(part))
+        yield from table(frontier.HEADER, frontier.table(part))
 
 
 def _confidence(report: Report) -> Iterator[str]:
     found = rows.confidences_of(report)
     yield "## Confidence"
     yield ""
-    yield from _table(confidence.HEADER, confidence.table(found))
+    yield from table(confidence.HEADER, confidence.table(found))
     for name, part in found:
         yield ""
         yield f"- {escaped(name)}: {escaped(confidence.told(part))}."
         yield ""
         header = ["Scaling", "Answers", "Confidence", "Right", "Bounds"]
-        yield from _table(header, confidence.bins(part))
+        yield from table(header, confidence.bins(part))
 
 
 def _steps(report: Report) -> Iterator[str]:
@@ -223,7 +222,7 @@ def _steps(report: Report) -> Iterator[str]:
         found.append(
             (step.plan, step.step, step.kind, attempt, step.status, text.duration(step.seconds), made, told)
         )
-    yield from _table(header, found)
+    yield from table(header, found)
 
 
 def _money(report: Report) -> Iterator[str]:
@@ -243,7 +242,7 @@ def _money(report: Report) -> Iterator[str]:
     if money.calls:
         yield ""
         header = ["Step", "Model", "Provider", "Calls", "Input tokens", "Output tokens", "Cost"]
-        yield from _table(header, (_calls_row(row) for row in money.calls))
+        yield from table(header, (_calls_row(row) for row in money.calls))
 
 
 def _calls_row(row: CallsPart) -> list[object]:
@@ -262,7 +261,7 @@ def _reproduce(report: Report) -> Iterator[str]:
     part = report.reproduce
     yield "## How to reproduce"
     yield ""
-    yield from _fenced(part.commands)
+    yield from fenced(part.commands)
     yield ""
     yield (
         f"Profile digest `{report.run.profile_digest}`, seed {part.seed}, report written by cogumi "
@@ -274,7 +273,7 @@ def _reproduce(report: Report) -> Iterator[str]:
             yield "- " + escaped(", ".join(f"{name} {value}" for name, value in stack.items()))
     if part.data:
         yield ""
-        yield from _table(["Data", "Digest", "What"], ((d.name, d.digest, d.detail) for d in part.data))
+        yield from table(["Data", "Digest", "What"], ((d.name, d.digest, d.detail) for d in part.data))
 
 
 def _caveats(report: Report) -> Iterator[str]:

@@ -82,7 +82,7 @@ def tasks_of(report: Report) -> Iterator[tuple[str, TaskPart]]:
 
 def trainings_of(report: Report) -> list[tuple[str, TrainingPart]]:
     """Return each training with its step's name, and the attempt where there are several."""
-    names = _attempt_names(report)
+    names = attempt_names(report)
     return [
         (name, step.training)
         for name, step in zip(names, report.steps, strict=True)
@@ -92,7 +92,7 @@ def trainings_of(report: Report) -> list[tuple[str, TrainingPart]]:
 
 def confidences_of(report: Report) -> list[tuple[str, ConfidencePart]]:
     """Return each calibration of confidence with its step's name, and the attempt where there are several."""
-    names = _attempt_names(report)
+    names = attempt_names(report)
     return [
         (name, step.confidence)
         for name, step in zip(names, report.steps, strict=True)
@@ -100,7 +100,8 @@ def confidences_of(report: Report) -> list[tuple[str, ConfidencePart]]:
     ]
 
 
-def _attempt_names(report: Report) -> list[str]:
+def attempt_names(report: Report) -> list[str]:
+    """Return a name for each step of the report, with the attempt where there are several."""
     several = {step.step for step in report.steps if step.attempt > 1}
     return [
         f"{step.step}, attempt {step.attempt}" if step.step in several else step.step for step in report.steps

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cogumi import units
 from gates.render import claim as gate_claim
 from gates.render import number
-from gates.verdicts import CriterionVerdict
+from gates.verdicts import CriterionVerdict, simulated_part
 
 if TYPE_CHECKING:
     from reports.schema import GpuPart
@@ -151,6 +151,22 @@ def terms(criterion: Mapping[str, Any]) -> list[str]:
     if criterion["truncated"] or criterion["errors"]:
         found.append(f"{criterion['truncated']} truncated, {criterion['errors']} failed answers score 0")
     return found
+
+
+def notes(criterion: Mapping[str, Any]) -> list[str]:
+    """Return what else is said of a criterion: what of it is simulated, and its note."""
+    return [one for one in (simulated(criterion), note(criterion)) if one]
+
+
+def simulated(criterion: Mapping[str, Any]) -> str:
+    """Return what of a criterion is simulated, or nothing."""
+    return simulated_part(criterion["measure"]) if criterion["simulated"] else ""
+
+
+def note(criterion: Mapping[str, Any]) -> str:
+    """Return a criterion's note, without what ``simulated`` says already."""
+    found, said = str(criterion["note"]), simulated(criterion)
+    return found.removeprefix(said).removeprefix("; ") if said else found
 
 
 def scalar_text(name: str, value: object) -> str:

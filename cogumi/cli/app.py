@@ -51,7 +51,10 @@ def _common(
     context.obj = Common(workspace, data)
 
 
-_COMMANDS = ("plan", "run", "status", "gate", "evaluate", "compare", "reference", "data", "report", "export")
+_COMMANDS = (
+    "plan", "run", "status", "gate", "evaluate", "compare", "reference", "data", "report", "dashboard",
+    "export",
+)  # fmt: skip
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from cogumi.cli.measuring import measuring
 from cogumi.evidence import Decoding
 from cogumi.profile import Profile
 from cogumi.units import size
+from gates.comparable import differing, distinct, speeds_differ_by, stacks_changed
 
 if TYPE_CHECKING:
     from cogumi.subjects import Subject
@@ -41,8 +42,6 @@ no gate: the exit code is 0 whoever is better.
 Example: cogumi compare smollm2-135m-instruct small.gguf --suite instruction --limit 20 --data ../shared/data
 """
 _LOGIT_ITEMS = 8
-# What a stack says that belongs to the artifact or follows from its size, not to how it was run.
-_OF_THE_ARTIFACT = ("dtype", "threads")
 
 
 def register(app: typer.Typer) -> None:
@@ -197,16 +196,8 @@ def _side(subject: Subject, measurements: Sequence[Measurement]) -> dict[str, An
         "artifact": subject.digest,
         "backend": subject.backend,
         **{name: facts.get(name) for name in ("bytes", "bytes_resident", "bytes_download")},
-        "origins": _distinct(origin for one in measurements for origin in one.file.origins()),
+        "origins": distinct(origin for one in measurements for origin in one.file.origins()),
     }
-
-
-def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = []
-    for one in found:
-        if one not in kept:
-            kept.append(one)
-    return kept
 
 
 def _speed(pairs: Sequence[Measured], first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +205,7 @@ def _speed(pairs: Sequence[Measured], first: dict[str, Any], second: dict[str, A
     for name in ("a", "b"):
         parts = (getattr(pair, name).file.decoding(pair.n) for pair in pairs)
         speeds.append(sum(parts, Decoding(0, 0, 0.0)).tokens_per_second)
-    note = _incomparable(first["origins"], second["origins"])
+    note = speeds_differ_by(first["origins"], second["origins"])
     return {
         "tokens_per_second_a": speeds[0],
         "tokens_per_second_b": speeds[1],
@@ -223,30 +214,8 @@ def _speed(pairs: Sequence[Measured], first: dict[str, Any], second: dict[str, A
     }
 
 
-def _incomparable(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> str | None:
-    """Say why the speeds of two models tell nothing about the models, or None."""
-    machines = {origin.get("machine") for origin in (*first, *second)}
-    if None in machines:
-        return "the machine of older evidence is not recorded"
-    if len(machines) > 1:
-        return f"machines differ ({'; '.join(sorted(map(str, machines)))})"
-    stacks = [origin.get("stack", {}) for origin in (*first, *second)]
-    differing = _differing([s for s in stacks if s], ignored=_OF_THE_ARTIFACT)
-    return f"stacks differ ({', '.join(differing)})" if differing else None
-
-
-def _differing(documents: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> list[str]:
-    """Return the keys whose values are not the same in all documents."""
-    names = sorted({name for document in documents for name in document})
-    return [
-        name
-        for name in names
-        if name not in ignored and len({str(document.get(name)) for document in documents}) > 1
-    ]
-
-
 def _protocol_differences(pair: Measured) -> list[str]:
-    return _differing([dict(pair.a.file.key.protocol), dict(pair.b.file.key.protocol)])
+    return differing([dict(pair.a.file.key.protocol), dict(pair.b.file.key.protocol)])
 
 
 def _notes(pairs: Sequence[Measured], first: dict[str, Any], second: dict[str, Any]) -> list[str]:
@@ -258,7 +227,7 @@ def _notes(pairs: Sequence[Measured], first: dict[str, Any], second: dict[str, A
             "the difference is of model and runtime together"
         )
     for name, side in (("A", first), ("B", second)):
-        changed = _differing([{"machine": o.get("machine"), **o.get("stack", {})} for o in side["origins"]])
+        changed = stacks_changed(side["origins"])
         if changed:
             notes.append(f"{name} was answered under more than one stack: {', '.join(changed)}")
     if len(pairs) > 1:

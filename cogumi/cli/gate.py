@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,8 +24,8 @@ from cogumi.cli.common import (
     say,
 )
 from cogumi.cli.measuring import measuring
-from cogumi.errors import UsageError
-from cogumi.profile import Profile, StageStep
+from cogumi.errors import UsageError, nearest
+from cogumi.profile import GateStep, Profile, StageStep
 from cogumi.quick_book import QuickBook
 from cogumi.store import write_atomic
 
@@ -71,6 +73,9 @@ def gate(
     profile: ProfileOption = None,
     backend: BackendOption = "auto",
     judge: JudgeOption = None,
+    step: Annotated[
+        str | None, typer.Option("--step", help="Judge a run by this step, where its profile has several.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Measure at most so many items; can never PASS.")
     ] = None,
@@ -88,13 +93,16 @@ def gate(
     data: DataOption = None,
 ) -> None:
     """Decide a gate and exit with its code."""
+    from cogumi.subjects import resolve
     from gates.spec import load_gate
 
     spec = load_gate(phase)
     where = place(context, workspace, data)
     if run is not None and artifact is not None:
         raise UsageError("give --run or --artifact, not both")
-    if run is None and artifact is None and profile is None:
+    if step is not None and (artifact is not None or plan):
+        raise UsageError(f"--step judges a run; leave out {'--plan' if plan else '--artifact'}")
+    if run is None and artifact is None and (profile is None or step is not None):
         run = latest_run(where)
     chosen = profile_of(where, run, profile, judge)
     for target in (junit, markdown, html):
@@ -103,39 +111,72 @@ def gate(
     if plan:
         _plan(spec, chosen, where, as_json)
         return
-    models = _subjects(where, chosen, spec, run, artifact, baseline, backend)
-    verdict = _decide(where, chosen, phase, run, models, limit, thorough)
+    judging = _judging(where, chosen, spec, run, step)
+    subject = _named(where, artifact, backend) if artifact else judging.subject
+    earlier = resolve(baseline, where.workspace, backend) if baseline else judging.baseline
+    verdict = _decide(where, chosen, phase, judging, (subject, earlier), limit, thorough)
     _write(verdict, as_json, junit, markdown, html)
     raise typer.Exit(verdict.exit_code)
 
 
-def _subjects(
-    where: Place,
-    profile: Profile,
-    spec: GateSpec,
-    run: str | None,
-    artifact: str | None,
-    baseline: str | None,
-    backend: Literal["auto", "hf", "gguf", "vllm"],
-) -> tuple[Subject | None, Subject | None]:
-    from cogumi.subjects import judged, of_artifact, resolve, stored
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """What of a run is judged; all None where none is."""
 
-    subject = None
-    if artifact:
-        found = stored(artifact, where.workspace)
-        subject = judged(found, artifact) if found else resolve(artifact, where.workspace, backend)
-    earlier = resolve(baseline, where.workspace, backend) if baseline else None
-    step = profile.gate_step(spec.gate)
-    name = step.artifact if step is not None else _merge_step(profile) if spec.about_data else None
-    if run is None or name is None:
-        return subject, earlier
+    run: str | None = None
+    step: GateStep | None = None
+    of: tuple[str, ...] = ()
+    """Ids of all steps of the profile that decide this gate."""
+    subject: Subject | None = None
+    baseline: Subject | None = None
+
+
+def _judging(where: Place, profile: Profile, spec: GateSpec, run: str | None, wanted: str | None) -> _Judging:
+    from cogumi.subjects import judged, of_artifact
+
+    if run is None:
+        return _Judging()
     latest = where.workspace.ledger.latest_done(run)
-    row, compared = latest.get(name), latest.get(step.baseline or "") if step is not None else None
-    if row is not None and row.artifact:
-        subject = judged(where.workspace.store.get(row.artifact), name)
-    if earlier is None and step is not None and compared is not None and compared.artifact:
+    steps = profile.gate_steps(spec.gate)
+    step = _step_judged(profile, spec, steps, latest, wanted)
+    name = step.artifact if step is not None else _merge_step(profile) if spec.about_data else None
+    if name is None:
+        return _Judging(run)
+    made, compared = latest.get(name), latest.get(step.baseline or "") if step is not None else None
+    subject = earlier = None
+    if made is not None and made.artifact:
+        subject = judged(where.workspace.store.get(made.artifact), name)
+    if step is not None and compared is not None and compared.artifact:
         earlier = of_artifact(where.workspace.store.get(compared.artifact), step.baseline or "")
-    return subject, earlier
+    return _Judging(run, step, tuple(each.id for each in steps), subject, earlier)
+
+
+def _step_judged(
+    profile: Profile, spec: GateSpec, steps: list[GateStep], latest: Container[str], wanted: str | None
+) -> GateStep | None:
+    """Return the step that is named; else the last that the run decided, or whose artifact it has; the first.
+
+    ``latest`` has the steps that the run finished.
+    """
+    if wanted is not None:
+        found = next((step for step in steps if step.id == wanted), None)
+        if found is None:
+            ids = [step.id for step in steps]
+            raise UsageError(
+                f"profile {profile.profile} has no step {wanted!r} of gate {spec.gate}{nearest(wanted, ids)}"
+            )
+        return found
+    decided = [step for step in steps if step.id in latest]
+    ready = [step for step in steps if step.artifact in latest]
+    known = decided or ready or steps[:1]
+    return known[-1] if known else None
+
+
+def _named(where: Place, artifact: str, backend: Literal["auto", "hf", "gguf", "vllm"]) -> Subject:
+    from cogumi.subjects import judged, resolve, stored
+
+    found = stored(artifact, where.workspace)
+    return judged(found, artifact) if found else resolve(artifact, where.workspace, backend)
 
 
 def _merge_step(profile: Profile) -> str | None:
@@ -148,23 +189,25 @@ def _decide(
     where: Place,
     profile: Profile,
     phase: str,
-    run: str | None,
+    judging: _Judging,
     models: tuple[Subject | None, Subject | None],
     limit: int | None,
     thorough: bool,
 ) -> GateVerdict:
     from gates.service import GateService
 
-    # A run is judged by what its profile asks for, any other model by the whole gate.
-    step = profile.gate_step(phase) if run is not None else None
     with measuring(where, profile) as (measurer, teachers):
-        service = GateService(measurer, profile, run, teachers)
-        asked = step.criteria if step else ()
+        service = GateService(measurer, profile, judging.run, teachers)
+        # A run is judged by what its profile asks for, any other model by the whole gate.
+        asked = judging.step.criteria if judging.step is not None else ()
         verdict = service.verdict(phase, *models, limit, asked, thorough)
     # What a limited look says is not what the run is remembered by.
     if models[0] is not None and limit is None:
-        QuickBook(where.workspace).record_verdict(run or "", verdict.to_json())
-    return verdict
+        QuickBook(where.workspace).record_verdict(judging.run or "", verdict.to_json())
+    if judging.step is None or len(judging.of) == 1:
+        return verdict
+    told = f"step {judging.step.id}, one of {', '.join(judging.of)}"
+    return replace(verdict, title=f"{verdict.title}; {told}" if verdict.title else told)
 
 
 def _write(

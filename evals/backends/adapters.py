@@ -15,20 +15,23 @@ from typing import Any
 
 from cogumi.errors import RunError
 from cogumi.subjects import ADAPTER_CONFIG, ADAPTER_SIDECAR, read_json_object
+from evals.backends.adapter_base import another_base, weights_sample
 from evals.backends.loading import DType, LoadedModel, load_model, model_tokenizer_digest, tensor_shapes
 from evals.backends.tokenization import first_line, tokenizer_digest
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_BASE_WEIGHTS = "base_sampled_sha256"
 
 
-def write_sidecar(folder: Path, *, base: str, base_folder: Path, beside: bool = False) -> None:
+def write_sidecar(folder: Path, *, base: str, base_folder: Path, beside: Path | None = None) -> None:
     """Write beside an adapter which base it is for (digest) and which tokenizer it was trained with.
 
-    ``beside``: it stays beside the weights of its base wherever it is used, and is never merged.
+    ``beside``: the folder whose weights it stays beside wherever it is used, never merged, and which are
+    checked there; see ``evals.backends.adapter_base``.
     """
     told: dict[str, Any] = {"base": base, "tokenizer_digest": model_tokenizer_digest(base_folder)}
-    if beside:
-        told["beside"] = True
+    if beside is not None:
+        told |= {"beside": True, _BASE_WEIGHTS: weights_sample(_weights_of(beside))}
     (folder / ADAPTER_SIDECAR).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
 
 
@@ -37,12 +40,13 @@ def load_adapted(base: Path, adapter: Path, *, dtype: DType = "auto", device: st
 
     One that is told to stay beside its base (a recovery adapter, whose base lies on a grid) does so.
     Raises ``RunError`` naming the file when the adapter is broken, does not fit the base, or was trained
-    with another tokenizer; the last is found before any weight of the base is read.
+    with another tokenizer or beside other weights; these are found before the base is loaded.
     """
     weights = adapter / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise RunError(f"{weights}: missing; only adapters saved as safetensors are read")
     check_tokenizer(base, adapter, tensor_shapes(weights))
+    _check_weights(base, adapter)
     loaded = load_model(base, dtype=dtype, device=device)
     try:
         with warnings.catch_warnings():
@@ -84,6 +88,18 @@ def _merge(model: Any, adapter: Path, weights: Path) -> Any:
     if sidecar.is_file() and read_json_object(sidecar).get("beside") is True:
         return adapted.get_base_model()
     return adapted.merge_and_unload(safe_merge=True)
+
+
+def _check_weights(base: Path, adapter: Path) -> None:
+    """Raise ``RunError`` when the adapter tells the weights that it stays beside, and ``base`` has others."""
+    sidecar = adapter / ADAPTER_SIDECAR
+    wanted = read_json_object(sidecar).get(_BASE_WEIGHTS) if sidecar.is_file() else None
+    if wanted is not None and wanted != weights_sample(_weights_of(base)):
+        raise another_base(base, adapter)
+
+
+def _weights_of(base: Path) -> list[Path]:
+    return sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
 
 
 def check_tokenizer(base: Path, adapter: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogumi.errors import RunError
+from evals.backends.adapter_base import check_gguf_base
 from evals.backends.continuations import PlainText, stops_of
 from evals.backends.gguf_scoring import Scorer, apply_adapter
 from evals.backends.tokenization import clean, first_line, no_chat_template, render
@@ -41,7 +42,7 @@ class GGUFBackend:
     The chat template is the file's own ``tokenizer.chat_template``, rendered as transformers does.
     ``n_ctx`` is in tokens and is cut to what the model was trained for; ``threads`` defaults to the
     processors that this process may use. ``adapter`` is a LoRA adapter in GGUF, added to the model and never
-    merged. Raises ``RunError`` naming the file when it cannot be loaded.
+    merged. Raises ``RunError`` naming the file when it cannot be loaded, or the adapter was made for another.
     """
 
     def __init__(
@@ -75,9 +76,9 @@ class GGUFBackend:
             reason = _complaints[0] if _complaints else first_line(error)
             raise RunError(f"{path}: cut short or not a GGUF model ({reason})") from error
         self._lib = llama_cpp
+        self._path = path
         self._adapter = self._with_adapter(adapter) if adapter is not None else None
         metadata = self._llama.metadata
-        self._path = path
         self._template: str = metadata.get("tokenizer.chat_template", "")
         self._context: int = min(self._llama.n_ctx(), int(self._llama._model.n_ctx_train()))
         self._vocab = self._llama._model.vocab
@@ -190,6 +191,11 @@ class GGUFBackend:
             reason = _complaints[-1] if _complaints else "llama.cpp gave no reason"
             self._llama.close()
             raise RunError(f"{path}: not a LoRA adapter in GGUF for {self._llama.model_path} ({reason})")
+        try:
+            check_gguf_base(self._path, path)
+        except RunError:
+            self._llama.close()
+            raise
         apply_adapter(self._llama.ctx, adapter)
         return adapter
 

@@ -80,9 +80,7 @@ def read_header(path: Path) -> GGUFHeader:
 @cache
 def kind_sizes(number: int) -> tuple[str, int, int]:
     """Return name, values and bytes of one block of ggml's type ``number``; raises ``RunError``."""
-    from llama_cpp._ggml import libggml
-
-    names = _type_functions(libggml)
+    names = _type_functions()
     # ggml_type_name reads beyond its table for a number that no type has.
     if not 0 <= number < _type_count():
         raise RunError(f"tensor type {number} is unknown to this llama.cpp")
@@ -114,14 +112,20 @@ def stored_bytes(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def _type_count() -> int:
+    _type_functions()
     import llama_cpp
 
     return int(llama_cpp.GGML_TYPE_COUNT)
 
 
-def _type_functions(library: Any) -> dict[str, Any]:
+@cache
+def _type_functions() -> dict[str, Any]:
     import ctypes
 
+    try:
+        from llama_cpp._ggml import libggml
+    except ImportError as error:
+        raise RunError(f"GGUF tensor types need {error.name}: pip install 'cogumi[all]'") from error
     results = {
         "ggml_type_name": ctypes.c_char_p,
         "ggml_blck_size": ctypes.c_int64,
@@ -129,7 +133,7 @@ def _type_functions(library: Any) -> dict[str, Any]:
     }
     found = {}
     for name, result in results.items():
-        function = getattr(library, name)
+        function = getattr(libggml, name)
         function.argtypes, function.restype = [ctypes.c_int], result
         found[name] = function
     return found

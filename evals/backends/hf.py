@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from evals.backends.continuations import cut_at, encode_prompt, plain_text, stops_of
 from evals.backends.hf_likelihood import next_token_logprobs, score_pairs
@@ -47,7 +48,7 @@ class HFBackend:
             import transformers
         except ImportError as error:
             raise RunError(f"transformers backend needs {error.name}: pip install 'cogumi[all]'") from error
-        self._device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = compute_device() if device == "auto" else device
         if adapter is None:
             self._loaded = load_model(path, dtype=dtype, device=self._device)
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from evals.backends.adapters import ADAPTER_WEIGHTS
 from evals.backends.loading import load_model, quiet_transformers
@@ -38,11 +39,6 @@ def torch_dtype(dtype: Precision) -> str:
     return {"fp32": "float32", "bf16": "bfloat16"}[dtype]
 
 
-def here() -> torch.device:
-    """Return the device that models are computed on."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_pair(
     candidate: Path, baseline: Path, dtype: Precision
 ) -> tuple[AnswerLoss, AnswerLoss, torch.device]:
@@ -50,7 +46,7 @@ def load_pair(
 
     Raises ``RunError`` when one cannot be read, or their vocabularies are not of one size.
     """
-    device = here()
+    device = torch.device(compute_device())
     first, second = (
         load_model(path, dtype=dtype, device=str(device)).model for path in (candidate, baseline)
     )
@@ -67,7 +63,7 @@ def start_adapter(
     settings: RecoverSettings, view: Path, original: Path, rows: Sequence[Encoded], ctx: StageContext
 ) -> tuple[Path, dict[str, Corrected]]:
     """Save the closed-form adapter of ``view``; return its folder, and the errors of each layer."""
-    device = here()
+    device = torch.device(compute_device())
     folder = ctx.scratch / "start"
     shutil.rmtree(folder, ignore_errors=True)
     with deterministic(device, ctx.seed):
@@ -143,8 +139,7 @@ def train_adapter(
 def _free() -> None:
     """Give back the memory of models that are done with, whose layers refer to one another."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def round_adapter(folder: Path, dtype: AdapterDType) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from cogumi.devices import compute_device
 from cogumi.digest import digest_of
 from cogumi.errors import RunError, UsageError
 from cogumi.store import disk_error
@@ -157,7 +158,10 @@ def mean_bounds(sums: Sequence[float], tokens: Sequence[int], alpha: float) -> t
 
 
 def _student_t(share: float, freedom: int) -> float:
-    """Return the quantile of Student's t: expansion in 1 / freedom (Abramowitz and Stegun 1964, 26.7.5)."""
+    """Return the quantile of Student's t: expansion in 1 / freedom (Abramowitz and Stegun 1964, 26.7.5).
+
+    At 95 % too small by 12 %, 1.2 % and 0.3 % for freedoms of 1, 2 and 3, by less than 0.1 % from 4 on.
+    """
     z = NormalDist().inv_cdf(share)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
@@ -274,7 +278,7 @@ def _transformers(folder: Path, adapter: Path | None) -> Iterator[NextTokens]:
     from evals.backends.hf_likelihood import next_token_logprobs
     from evals.backends.loading import load_model
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     # The only reference, so that emptying it frees the memory for the model that comes next.
     held = [
         load_model(folder, dtype="fp32", device=device).model
@@ -302,6 +306,7 @@ def _transformers(folder: Path, adapter: Path | None) -> Iterator[NextTokens]:
 def _llama_cpp(path: Path, adapter: Path | None, longest: int) -> Iterator[NextTokens]:
     import llama_cpp
 
+    from evals.backends.adapter_base import check_gguf_base
     from evals.backends.gguf import TINY_FILE, silence_llama_cpp
     from evals.backends.gguf_scoring import Scorer
 
@@ -318,6 +323,7 @@ def _llama_cpp(path: Path, adapter: Path | None, longest: int) -> Iterator[NextT
             lora = llama_cpp.llama_adapter_lora_init(model, str(adapter).encode())
             if not lora:
                 raise RunError(f"{adapter}: cut short, or an adapter of another model than {path}")
+            check_gguf_base(path, adapter)
         threads = 1 if path.stat().st_size < TINY_FILE else len(os.sched_getaffinity(0))
         scorer = Scorer(model, context=longest, threads=threads, adapter=lora)
         try:

@@ -3,7 +3,7 @@
 Covered: every type that the ggml-base library inside the ``llama_cpp`` package can write. A row is a whole
 number of blocks. Not covered: types for activations only (q8_1, q8_K), integers.
 
-Source of numbers and names: ``enum ggml_type`` and ``struct ggml_type_traits`` of ggml.h.
+Source of names: ``enum ggml_type`` and ``struct ggml_type_traits`` of ggml.h.
 """
 
 from __future__ import annotations
@@ -23,39 +23,14 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
 
-TYPE_NUMBERS = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "q2_K": 10,
-    "q3_K": 11,
-    "q4_K": 12,
-    "q5_K": 13,
-    "q6_K": 14,
-    "iq2_xxs": 16,
-    "iq2_xs": 17,
-    "iq3_xxs": 18,
-    "iq1_s": 19,
-    "iq4_nl": 20,
-    "iq3_s": 21,
-    "iq2_s": 22,
-    "iq4_xs": 23,
-    "iq1_m": 29,
-    "bf16": 30,
-    "tq1_0": 34,
-    "tq2_0": 35,
-    "mxfp4": 39,
-    "nvfp4": 40,
-    "q1_0": 41,
-    "q2_0": 42,
-}
-"""Name of a type to its number in a GGUF file."""
+TYPES = (
+    "f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq2_xxs",
+    "iq2_xs", "iq3_xxs", "iq1_s", "iq4_nl", "iq3_s", "iq2_s", "iq4_xs", "iq1_m", "bf16", "tq1_0", "tq2_0",
+    "mxfp4", "nvfp4", "q1_0", "q2_0",
+)  # fmt: skip
+"""Types of weights by ggml's own names; their numbers and sizes are asked of the library itself."""
 
-_BY_LOWER = {name.lower(): name for name in TYPE_NUMBERS}
+_BY_LOWER = {name.lower(): name for name in TYPES}
 # Values under which a second thread costs more than it saves.
 _SMALL = 1 << 18
 
@@ -84,14 +59,27 @@ def canonical(kind: str) -> str:
     return name
 
 
+def number_of(kind: str) -> int:
+    """Return a type's number in a GGUF file; raises ``RunError`` for one that the library lacks."""
+    from evals.backends.gguf_header import kind_number
+
+    return kind_number(canonical(kind))
+
+
+def _sizes(kind: str) -> tuple[str, int, int]:
+    from evals.backends.gguf_header import kind_sizes
+
+    return kind_sizes(number_of(kind))
+
+
 def block_columns(kind: str) -> int:
     """Return how many neighbouring weights of a row one block codes."""
-    return int(_traits(canonical(kind)).block_columns)
+    return _sizes(kind)[1]
 
 
 def block_bytes(kind: str) -> int:
     """Return the bytes of one block."""
-    return int(_traits(canonical(kind)).block_bytes)
+    return _sizes(kind)[2]
 
 
 def bits_per_weight(kind: str) -> float:
@@ -116,7 +104,7 @@ def fits(kind: str, columns: int) -> bool:
 
 def needs_importance(kind: str) -> bool:
     """Tell whether ggml refuses to write this type without an importance of each column."""
-    return bool(_library().ggml_quantize_requires_imatrix(TYPE_NUMBERS[canonical(kind)]))
+    return bool(_library().ggml_quantize_requires_imatrix(number_of(kind)))
 
 
 def quantize(values: Floats, kind: str, importance: Floats | None = None) -> Bytes:
@@ -142,7 +130,7 @@ def quantize(values: Floats, kind: str, importance: Floats | None = None) -> Byt
         weights = np.ascontiguousarray(importance, dtype=np.float32)
         if weights.shape != (columns,) or not np.isfinite(weights).all() or (weights < 0).any():
             raise RunError(f"an importance of {columns} values ≥ 0 is wanted, got {weights.shape}")
-    library, number = _library(), TYPE_NUMBERS[name]
+    library, number = _library(), number_of(name)
     library.ggml_quantize_init(number)
 
     def part(begin: int, end: int) -> None:
@@ -172,7 +160,7 @@ def dequantize(data: Bytes, kind: str, columns: int) -> Floats:
     if name == "f32":
         return data.view(np.float32)
     out = np.empty((rows, columns), dtype=np.float32)
-    to_float = _TO_FLOAT(_traits(name).to_float)
+    to_float = _TO_FLOAT(_library().ggml_get_type_traits(number_of(name)).contents.to_float)
 
     def part(begin: int, end: int) -> None:
         to_float(data[begin:end].ctypes.data, out[begin:end].ctypes.data, (end - begin) * columns)
@@ -225,13 +213,3 @@ def _library() -> ctypes.CDLL:
         ctypes.c_void_p,
     )
     return library
-
-
-@cache
-def _traits(name: str) -> Any:
-    traits = _library().ggml_get_type_traits(TYPE_NUMBERS[name]).contents
-    # A library of another version numbers its types otherwise: never write a type under a wrong name.
-    found = (traits.type_name or b"").decode()
-    if found.lower() != name.lower():
-        raise RunError(f"the installed llama-cpp-python does not know {name} (it has '{found}'); upgrade it")
-    return traits

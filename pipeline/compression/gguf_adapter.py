@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cogumi.errors import RunError
 from cogumi.store import disk_error
+from evals.backends.adapter_base import BASE_KEY, weights_sample
 from pipeline.compression.gguf_write import (
     check_disk,
     gguf_name,
@@ -45,14 +46,21 @@ class AdapterSummary:
 
 
 def export_adapter(
-    folder: Path, config: Mapping[str, Any], out: Path, *, dtype: AdapterType = "f16"
+    folder: Path,
+    config: Mapping[str, Any],
+    out: Path,
+    *,
+    dtype: AdapterType = "f16",
+    beside: Path | None = None,
 ) -> AdapterSummary:
     """Write the peft adapter in ``folder`` as a GGUF adapter for the base that ``config`` describes.
 
     ``config`` is the content of the base's ``config.json``. With ``q8_0``, factors whose rows are no multiple
-    of 32 (B at such a rank) stay float16. Raises ``RunError`` naming the file when the adapter is broken, of
-    another kind, or does not fit the base; ``out`` appears only when it is complete. Source of the format:
-    convert_lora_to_gguf.py and llama-adapter.cpp of llama.cpp.
+    of 32 (B at such a rank) stay float16. ``beside`` is the one GGUF file that the adapter was made for, told
+    in its metadata and checked wherever it is loaded; None for any file of its base. Raises ``RunError``
+    naming the file when the adapter is broken, of another kind, or does not fit the base; ``out`` appears
+    only when it is complete. Source of the format: convert_lora_to_gguf.py and llama-adapter.cpp of
+    llama.cpp.
     """
     settings = read_json(folder / CONFIG)
     _check_kind(settings, folder / CONFIG)
@@ -78,7 +86,7 @@ def export_adapter(
         factor = _scale(settings, module, rank) * rank / alpha
         tensors[f"{name}.lora_a"] = down
         tensors[f"{name}.lora_b"] = permute_rows(name, config)(up) * factor
-    return _write(out, tensors, alpha, dtype)
+    return _write(out, tensors, alpha, dtype, beside)
 
 
 def _check_kind(settings: Mapping[str, Any], path: Path) -> None:
@@ -134,7 +142,7 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _write(
-    out: Path, tensors: Mapping[str, torch.Tensor], alpha: float, dtype: AdapterType
+    out: Path, tensors: Mapping[str, torch.Tensor], alpha: float, dtype: AdapterType, beside: Path | None
 ) -> AdapterSummary:
     import gguf
     import numpy as np
@@ -145,6 +153,8 @@ def _write(
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
+    if beside is not None:
+        writer.add_string(BASE_KEY, weights_sample([beside]))
     for name, values in tensors.items():
         array = values.contiguous().numpy()
         if dtype == "q8_0" and array.shape[1] % 32 == 0:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cogumi.errors import RunError
 from cogumi.store import disk_error
 from evals.backends.gguf_header import read_header
-from pipeline.compression.ggml import TYPE_NUMBERS, canonical, dequantize, row_bytes
+from pipeline.compression.ggml import canonical, dequantize, number_of, row_bytes
 
 if TYPE_CHECKING:
     from pipeline.compression.ggml import Bytes, Floats
@@ -126,7 +126,7 @@ def write_gguf(
         header += [
             _string(info.name),
             struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape)),
-            struct.pack("<IQ", TYPE_NUMBERS[kind], at),
+            struct.pack("<IQ", number_of(kind), at),
         ]
         at += _padded(info.rows * row_bytes(kind, info.columns))
     try:

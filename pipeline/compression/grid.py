@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from cogumi.devices import compute_device
 from cogumi.errors import InfeasibleError, RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.subjects import read_json_object
@@ -20,7 +21,14 @@ from pipeline.compression.allocation import allocate
 from pipeline.compression.calibration_rows import calibration_rows
 from pipeline.compression.ggml import bits_per_weight, canonical, fits
 from pipeline.compression.gguf_tensors import GGUFFile, file_bytes, write_gguf
-from pipeline.compression.grid_work import Work, measured_costs, measured_fisher, round_model, rounded_bytes
+from pipeline.compression.grid_work import (
+    Share,
+    Work,
+    measured_costs,
+    measured_fisher,
+    round_model,
+    rounded_bytes,
+)
 from pipeline.compression.rounding import DAMPING, PASSES
 
 KINDS = ("q2_0", "q2_K", "q3_K", "iq4_nl", "q4_K", "q5_0", "q5_K", "q6_K", "q8_0")
@@ -71,9 +79,6 @@ def run(settings: GridSettings, ctx: StageContext) -> StageResult:
     Raises ``InfeasibleError`` when not even the smallest types fit under ``bytes_at_most``, ``RunError`` for
     a model that cannot be exported, too little calibration data or a full disk.
     """
-    import torch
-
-    from evals.backends.loading import load_model
     from evals.backends.tokenization import tokenizer_digest
     from pipeline.compression.gguf_export import export_gguf
 
@@ -86,20 +91,7 @@ def run(settings: GridSettings, ctx: StageContext) -> StageResult:
     source = GGUFFile(floats)
     if settings.bytes_at_most is not None:
         _check_cap(source, settings)
-    rows = calibration_rows(
-        ctx.inputs["data"],
-        folder,
-        samples=settings.samples,
-        max_length=min(settings.max_length, int(config["max_position_embeddings"])),
-        seed=ctx.seed,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Half precision is a GPU's arithmetic; on a CPU float32 is the faster one for whole rows.
-    dtype = "bf16" if device.type == "cuda" else "fp32"
-    model = load_model(folder, dtype=dtype, device=str(device)).model  # type: ignore[arg-type]
-    work = Work(
-        model, rows, ctx.scratch, device, settings.damping, settings.passes, _teller(ctx, settings, model)
-    )
+    work = _loaded(settings, ctx)
     found = measured_fisher(work, ctx.seed)
     kinds = _types(source, settings, work, found)
     told = round_model(work, found, kinds)
@@ -119,10 +111,41 @@ def run(settings: GridSettings, ctx: StageContext) -> StageResult:
         "kinds": dict(sorted(kinds.items())),
         "expected_kl_plain": _rounded_sum(told, "plain"),
         "expected_kl": _rounded_sum(told, "compensated"),
-        "calibration_tokens": sum(map(len, rows)),
+        "calibration_tokens": sum(map(len, work.rows)),
         "tokenizer_digest": tokenizer_digest(folder / "tokenizer.json"),
     }
     return StageResult("gguf", facts, {"seconds": time.monotonic() - begun})
+
+
+def measure(settings: GridSettings, ctx: StageContext, share: Share = (0, 1)) -> None:
+    """Leave in ``ctx.scratch`` what outputs count and what each type costs, where a run finds both again.
+
+    They hold for every ``type``, ``bytes_at_most`` and ``passes``. ``share``: of the blocks, see
+    ``measured_costs``. Raises as ``run`` does.
+    """
+    work = _loaded(settings, ctx)
+    measured_costs(work, measured_fisher(work, ctx.seed), _candidates(settings), share)
+
+
+def _loaded(settings: GridSettings, ctx: StageContext) -> Work:
+    """Return the model in memory, with the rows that it is calibrated on."""
+    import torch
+
+    from evals.backends.loading import load_model, prefill_dtype
+
+    folder = ctx.inputs["model"].path
+    config = read_json_object(folder / "config.json")
+    rows = calibration_rows(
+        ctx.inputs["data"],
+        folder,
+        samples=settings.samples,
+        max_length=min(settings.max_length, int(config["max_position_embeddings"])),
+        seed=ctx.seed,
+    )
+    device = torch.device(compute_device())
+    model = load_model(folder, dtype=prefill_dtype(device, half="bf16"), device=str(device)).model
+    tell = _teller(ctx, settings, model)
+    return Work(model, rows, ctx.scratch, device, settings.damping, settings.passes, tell)
 
 
 def _rounded_sum(told: dict[str, dict[str, float]], key: str) -> float:
@@ -140,7 +163,7 @@ def _types(source: GGUFFile, settings: GridSettings, work: Work, found: Any) -> 
     matrices = _matrices(source)
     if settings.type is not None:
         return {name: _fitting(name, columns, settings) for name, columns in matrices.items()}
-    costs = measured_costs(work, found, sorted({*settings.kinds, *_embedding(settings)}))
+    costs = measured_costs(work, found, _candidates(settings))
     for name, choices in costs.items():
         allowed = _allowed(name, settings)
         costs[name] = [choice for choice in choices if choice.kind in allowed]
@@ -149,8 +172,9 @@ def _types(source: GGUFFile, settings: GridSettings, work: Work, found: Any) -> 
     return allocate(costs, _room(source, settings))
 
 
-def _embedding(settings: GridSettings) -> list[str]:
-    return [settings.embedding_kind] if settings.embedding_kind else []
+def _candidates(settings: GridSettings) -> list[str]:
+    """Return the types whose cost is measured."""
+    return sorted({*settings.kinds, *([settings.embedding_kind] if settings.embedding_kind else [])})
 
 
 def _allowed(name: str, settings: GridSettings) -> tuple[str, ...]:

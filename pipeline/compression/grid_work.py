@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 
     from pipeline.compression.ggml import Bytes
 
+FISHER, COSTS = "fisher.safetensors", "costs.json"
+"""What a folder keeps that no size of the file changes: a run of another size may be given them."""
 _SAMPLED_ROWS = 64
 """Rows of a tensor whose error at a type stands for all of them: their mean is known to about a tenth."""
+
+
+Share = tuple[int, int]
+"""(i, n): every n-th block, from the i-th on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ def measured_fisher(work: Work, seed: int) -> Fisher:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    file = work.folder / "fisher.safetensors"
+    file = work.folder / FISHER
     if not file.is_file():
         found = fisher(work.model, work.rows, device=work.device, seed=seed)
         held = {f"outputs/{name}": value for name, value in found.outputs.items()}
@@ -79,45 +85,65 @@ def measured_fisher(work: Work, seed: int) -> Fisher:
     )
 
 
-def measured_costs(work: Work, found: Fisher, kinds: Sequence[str]) -> dict[str, list[Choice]]:
+def measured_costs(
+    work: Work, found: Fisher, kinds: Sequence[str], share: Share = (0, 1)
+) -> dict[str, list[Choice]]:
     """Return size and expected cost (KL, nats per token) of each tensor at each type that its rows take.
 
-    From a part of each tensor's rows, rounded with compensation in the dense model. By GGUF name.
+    From a part of each tensor's rows, rounded with compensation in the dense model. By GGUF name. What a
+    block costs is kept as soon as it is known. A ``share`` other than (0, 1) measures its blocks alone and
+    returns those: processes with all shares of one folder leave nothing but the head to measure.
     """
-    file = work.folder / "costs.json"
+    file = work.folder / COSTS
     if file.is_file():
-        saved = json.loads(file.read_text())
-        return {name: [Choice(*entry) for entry in entries] for name, entries in saved.items()}
+        return _read_costs(file)
     costs: dict[str, list[Choice]] = {}
 
-    def cost(layer: Layer) -> None:
+    def cost(layer: Layer) -> list[Choice]:
         count, columns = layer.weight.shape
         step = max(1, count // _SAMPLED_ROWS)
-        part = layer.weight[::step].float()
-        matters = _matters(found, layer.name, count)[::step].to(part.device)
+        # So few rows are bound by the number of operations, which a GPU is no quicker at.
+        part, hessian = layer.weight[::step].float().cpu(), layer.hessian.cpu()
+        matters = _matters(found, layer.name, count)[::step].cpu()
         choices = []
         for kind in kinds:
             if fits(kind, columns):
-                errors = rounded(part, layer.hessian, kind, damping=work.damping, passes=1).errors
+                errors = rounded(part, hessian, kind, damping=work.damping, passes=1).errors
                 expected = float((errors * matters).mean()) * count / 2
                 choices.append(Choice(kind, count * row_bytes(kind, columns), expected))
         if not choices:
             raise RunError(f"{layer.name}: its rows of {columns} weights take none of {', '.join(kinds)}")
-        costs[_gguf(layer.name)] = choices
+        return choices
 
     def visit(number: int, layers: list[Layer]) -> bool:
-        for layer in layers:
-            cost(layer)
-        work.tell(f"cost {number}")
+        kept = work.folder / f"costs-{number:04}.json"
+        if kept.is_file():
+            costs.update(_read_costs(kept))
+        elif number % share[1] == share[0]:
+            block = {_gguf(layer.name): cost(layer) for layer in layers}
+            _write_costs(block, kept)
+            costs.update(block)
+            work.tell(f"cost {number}")
         return False
 
     head = walk(work.model, work.rows, visit, device=work.device, weights=found.tokens)
-    for layer in _outer(work, found, head):
-        cost(layer)
+    if share == (0, 1):
+        costs.update({_gguf(layer.name): cost(layer) for layer in _outer(work, found, head)})
+        _write_costs(costs, file)
+        for kept in work.folder.glob("costs-*.json"):
+            kept.unlink()
+        work.tell("cost head")
+    return costs
+
+
+def _read_costs(file: Path) -> dict[str, list[Choice]]:
+    saved = json.loads(file.read_text())
+    return {name: [Choice(*entry) for entry in entries] for name, entries in saved.items()}
+
+
+def _write_costs(costs: Mapping[str, list[Choice]], file: Path) -> None:
     saved = {name: [[c.kind, c.bytes, c.cost] for c in choices] for name, choices in costs.items()}
     write_atomic(file, json.dumps(saved, sort_keys=True).encode())
-    work.tell("cost head")
-    return costs
 
 
 def round_model(work: Work, found: Fisher, kinds: Mapping[str, str]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.store import disk_error
 from pipeline.compression.activations import ColumnMoments, column_moments
@@ -71,12 +72,11 @@ def gather_from(folder: Path, rows: Sequence[Sequence[int]]) -> Importance:
     """Load a model folder, on the first accelerator if there is one, and gather from it."""
     import torch
 
-    from evals.backends.loading import DType, load_model
+    from evals.backends.loading import load_model, prefill_dtype
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Half precision is a GPU's arithmetic; a CPU without units for it takes 20 times as long.
-    dtype: DType = "auto" if device.type == "cuda" else "fp32"
-    return gather(load_model(folder, dtype=dtype, device=str(device)).model, rows, device=device)
+    device = compute_device()
+    model = load_model(folder, dtype=prefill_dtype(device), device=device).model
+    return gather(model, rows, device=torch.device(device))
 
 
 def save(importance: Importance, path: Path, *, dataset: str = "calibration rows", chunk: int = 512) -> None:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.stage import Progress
 from cogumi.store import write_atomic
-from evals.backends.loading import DType, load_model
+from evals.backends.loading import load_model, prefill_dtype
 from pipeline.compression.calibration_rows import calibration_answers
 from pipeline.training.answer_loss import AnswerLoss
 from pipeline.training.packing import PackedBatch, filled, pack
@@ -69,14 +70,13 @@ def chosen_layers(
     rows = calibration_answers(
         look.data, look.model, samples=look.samples, max_length=look.max_length, seed=look.seed
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(compute_device())
     facts: dict[str, Any] = {
         "calibration_rows": len(rows),
         "calibration_tokens": sum(len(row.ids) for row in rows),
     }
     try:
-        # Half precision is a GPU's arithmetic, not a CPU's.
-        dtype: DType = "auto" if device.type == "cuda" else "fp32"
+        dtype = prefill_dtype(device)
         loss = AnswerLoss(load_model(look.model, dtype=dtype, device=str(device)).model)
         batches = [pack(part, device) for part in filled(rows, _BATCH_TOKENS)]
         depth = len(_decoder(loss).layers)

@@ -26,7 +26,7 @@ from pipeline.training.model_folder import BESIDE
 if TYPE_CHECKING:
     import torch
 
-    from evals.backends.loading import LoadedModel
+    from evals.backends.loading import DType, LoadedModel
 
 Tell = Callable[[int, int], None]
 """Told how many parts of the model are done, of how many."""
@@ -46,19 +46,20 @@ _PART = re.compile(r"\((\d+)/(\d+)\): Calibrating")
 def load_dense(model: Path) -> LoadedModel:
     """Load a dense model's folder on the CPU, half precision as bf16; in float32 where a CPU must compute.
 
-    A CPU without units for bf16 takes 20 times as long in it. ``save_dense`` writes the stored precision
-    again. Raises ``RunError`` for a model that is quantised already, broken, of another kind (experts,
-    GPT-2), or whose weights are not finite.
+    ``save_dense`` writes the stored precision again. Raises ``RunError`` for a model that is quantised
+    already, broken, of another kind (experts, GPT-2), or whose weights are not finite.
     """
     import torch
 
-    from evals.backends.loading import load_model
+    from evals.backends.loading import load_model, prefill_dtype
 
     config = read_json_object(model / "config.json")
     if "quantization_config" in config:
         raise RunError(f"{model / 'config.json'}: the model is quantised already; name the dense one")
-    halved = stored_dtype(model) != torch.float32 and torch.accelerator.is_available()
-    loaded = load_model(model, dtype="bf16" if halved else "fp32")
+    # llmcompressor computes on an accelerator of any kind, and moves the layers there itself.
+    computes_on = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    half: DType = "fp32" if stored_dtype(model) == torch.float32 else "bf16"
+    loaded = load_model(model, dtype=prefill_dtype(computes_on, half=half))
     if not linear_layers(loaded.model) or any(each.ndim > 2 for each in loaded.model.parameters()):
         kind = config.get("model_type")
         raise RunError(f"{model}: {kind} is no dense decoder with linear layers under model.layers")

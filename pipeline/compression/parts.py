@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,7 +17,8 @@ from cogumi.stage import Stage, StageContext
 from cogumi.store import Artifact, disk_error, manifest_digest, write_atomic
 from cogumi.strict_yaml import explain
 
-_RESULT = "result.json"
+RESULT = "result.json"
+"""In a part's folder once the part is finished."""
 
 
 class RecipePart(BaseModel):
@@ -40,14 +42,9 @@ def run_part(
     """
     stage = stages()[part.uses]
     inputs = {name: made[source] for name, source in part.inputs.items()}
-    work = {
-        "stage": [stage.name, stage.version],
-        "settings": part.settings,
-        "inputs": {name: artifact.digest for name, artifact in inputs.items()},
-        "seed": ctx.seed,
-    }
-    folder = ctx.scratch / f"{part.id}-{digest_of(work)[7:23]}"
-    if not (folder / _RESULT).is_file():
+    work = _work(part, made, ctx)
+    folder = part_folder(part, made, ctx)
+    if not (folder / RESULT).is_file():
         out, scratch = folder / "payload", folder / "scratch"
         shutil.rmtree(out, ignore_errors=True)
         for each in (out, scratch):
@@ -68,11 +65,27 @@ def run_part(
             "files": tree_files(out),
         }
         document = {"manifest": manifest, "metrics": dict(result.metrics)}
-        write_atomic(folder / _RESULT, json.dumps(document, sort_keys=True).encode())
+        write_atomic(folder / RESULT, json.dumps(document, sort_keys=True).encode())
         shutil.rmtree(scratch, ignore_errors=True)
-    document = json.loads((folder / _RESULT).read_text())
+    document = json.loads((folder / RESULT).read_text())
     manifest = document["manifest"]
     return Artifact(manifest_digest(manifest), folder / "payload", manifest), document["metrics"]
+
+
+def part_folder(part: RecipePart, made: Mapping[str, Artifact], ctx: StageContext) -> Path:
+    """Return the folder in ``ctx.scratch`` where a part is made; ``scratch`` in it is the part's own."""
+    return ctx.scratch / f"{part.id}-{digest_of(_work(part, made, ctx))[7:23]}"
+
+
+def _work(part: RecipePart, made: Mapping[str, Artifact], ctx: StageContext) -> dict[str, Any]:
+    """Return all that decides what a part leaves."""
+    stage = stages()[part.uses]
+    return {
+        "stage": [stage.name, stage.version],
+        "settings": part.settings,
+        "inputs": {name: made[source].digest for name, source in part.inputs.items()},
+        "seed": ctx.seed,
+    }
 
 
 def stages() -> dict[str, Stage[Any]]:

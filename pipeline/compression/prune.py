@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from pipeline.compression.calibration_rows import calibration_rows
@@ -207,11 +208,10 @@ def _targets(
 
 
 def _moments(model: Any, rows: Sequence[Sequence[int]]) -> Mapping[str, ColumnMoments]:
-    import torch
 
     from pipeline.compression.activations import column_moments
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     found = column_moments(model.to(device), rows, device=device)
     model.to("cpu")
     return found

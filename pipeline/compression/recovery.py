@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,7 @@ from pipeline.training.launch import DevicesSettings
 if TYPE_CHECKING:
     from cogumi.store import Artifact
     from pipeline.compression.eora import Corrected
+    from pipeline.compression.gguf_adapter import AdapterType
     from pipeline.compression.row_divergence import RowDivergence
 
 # Facts of the compressed model that hold for it with an adapter too.
@@ -179,22 +180,24 @@ def _write_adapter(
     settings: RecoverSettings, shipped: Path, view: Path, compressed: Artifact, out: Path
 ) -> dict[str, Any]:
     """Write the adapter beside the model's files; return its size in bytes and its parameters."""
-    from cogumi.subjects import GGUF_ADAPTER, read_json_object
+    from cogumi.subjects import GGUF_ADAPTER, GGUF_MODEL, read_json_object
     from evals.backends.adapters import ADAPTER_WEIGHTS, write_sidecar
     from evals.backends.loading import tensor_shapes
     from pipeline.compression.gguf_adapter import export_adapter
 
     parameters = sum(a * b for a, b in tensor_shapes(shipped / ADAPTER_WEIGHTS).values())
     if compressed.kind == "gguf":
-        file, dtype = out / GGUF_ADAPTER, settings.adapter_dtype
-        export_adapter(shipped, read_json_object(view / "config.json"), file, dtype=dtype)  # type: ignore[arg-type]
+        file, config = out / GGUF_ADAPTER, read_json_object(view / "config.json")
+        # A type that GGUF has no adapters of was refused before.
+        dtype = cast("AdapterType", settings.adapter_dtype)
+        export_adapter(shipped, config, file, dtype=dtype, beside=out / GGUF_MODEL)
         size = file.stat().st_size
     else:
         try:
             shutil.copytree(shipped, out / "adapter")
         except OSError as error:
             raise disk_error(error, out / "adapter") from error
-        write_sidecar(out / "adapter", base=compressed.digest, base_folder=view, beside=True)
+        write_sidecar(out / "adapter", base=compressed.digest, base_folder=view, beside=out)
         size = (out / "adapter" / ADAPTER_WEIGHTS).stat().st_size
     return {"bytes": size, "parameters": parameters}
 
@@ -283,7 +286,7 @@ def gain(found: Mapping[str, Sequence[RowDivergence]], alpha: float) -> dict[str
 
 RECOVER = Stage(
     name="compression.recover",
-    version=1,
+    version=2,
     title="Recover what compression lost, by an adapter",
     settings=RecoverSettings,
     run=run,

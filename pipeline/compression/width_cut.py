@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError, UsageError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.store import disk_error
@@ -195,7 +196,7 @@ def _judged(
     """Load the model, run the calibration rows through it, choose; the model is gone when this returns."""
     import torch
 
-    from evals.backends.loading import load_model
+    from evals.backends.loading import load_model, prefill_dtype
     from pipeline.compression.activations import column_moments
     from pipeline.compression.calibration_rows import calibration_rows
 
@@ -203,10 +204,9 @@ def _judged(
     rows = calibration_rows(
         ctx.inputs["data"], source, samples=settings.samples, max_length=settings.max_length, seed=ctx.seed
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     try:
-        # Half precision is a GPU's arithmetic, not a CPU's.
-        model = load_model(source, dtype="auto" if device == "cuda" else "fp32", device=device).model
+        model = load_model(source, dtype=prefill_dtype(device), device=device).model
         choice = choose_widths(model, column_moments(model, rows, device=device), before, after)
     except torch.OutOfMemoryError as error:
         raise RunError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.store import Artifact, write_atomic
@@ -75,7 +76,7 @@ def run(settings: FewShotSettings, ctx: StageContext) -> StageResult:
     from pipeline.training.loop import deterministic
 
     unequal = check_comparable(settings, ctx.inputs)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     examples = read_examples(training_file(ctx.inputs["data"]))
     found: dict[str, Measured] = {}
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.store import Artifact, write_atomic
@@ -152,12 +153,11 @@ def _measure(
     settings: AcceptanceSettings, ctx: StageContext, questions: Mapping[str, Example]
 ) -> tuple[list[dict[str, Any]], int]:
     """Return one row per prompt, and how many prompts leave no room for an answer."""
-    import torch
 
     from evals.backends.loading import load_model
     from pipeline.training.decoding import Answer, Decoding, Journal, answer_all, encode_questions
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     base, draft = (load_model(ctx.inputs[name].path, device=device) for name in ("base", "draft"))
     context = min(base.context, draft.context)
     prompts = encode_questions(base, questions)

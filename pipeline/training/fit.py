@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError, UsageError
 from cogumi.stage import Progress
 from evals.backends.loading import DType, LoadedModel, load_model, quiet_transformers
@@ -69,7 +70,7 @@ def fit(
     """
     if job.teacher is not None:
         check_same_tokenizer(job.model, job.teacher)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(compute_device())
     try:
         return _fit(settings, job, progress, world, device)
     except torch.OutOfMemoryError as error:

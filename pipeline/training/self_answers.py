@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cogumi.devices import compute_device
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.store import disk_error
@@ -46,13 +47,12 @@ class SelfAnswersSettings(Settings):
 
 def run(settings: SelfAnswersSettings, ctx: StageContext) -> StageResult:
     """Answer the questions of input ``data`` with input ``model``; the output is a data set of that form."""
-    import torch
 
     from evals.backends.loading import load_model
     from pipeline.training.decoding import Decoding, Journal, answer_all, encode_questions
 
     examples = _unique(read_examples(training_file(ctx.inputs["data"])))
-    loaded = load_model(ctx.inputs["model"].path, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(ctx.inputs["model"].path, device=compute_device())
     how = Decoding(
         max_tokens=settings.max_tokens,
         context=loaded.context,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from cogumi.devices import compute_device
+
 if TYPE_CHECKING:
     from pipeline.training.launch import Strategy
 
@@ -84,7 +86,7 @@ class ReplicatedWorld(World):
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        cpu = not torch.cuda.is_available()
+        cpu = compute_device() == "cpu"
         state = PartialState(cpu=cpu)
         self.rank: int = state.process_index
         self.size: int = state.num_processes

@@ -1,12 +1,16 @@
-"""A database of its own for every test that needs PostgreSQL."""
+"""A database of its own for every test that needs PostgreSQL; this folder's helpers made importable."""
 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

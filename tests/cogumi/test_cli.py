@@ -12,7 +12,9 @@ import pytest
 from cogumi.cli.app import app
 from cogumi.ledger import Ledger
 
-COMMANDS = ("plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "export")
+COMMANDS = (
+    "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard", "export",
+)  # fmt: skip
 
 
 WRONG = [

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from model_shapes import SMOLLM2
 
 from cogumi.bandwidth import (
     CARDS,
@@ -39,17 +40,6 @@ from gates.spec import load_gate
 
 Command = Callable[..., Any]
 TIERS = {"S": 540e6, "M": 890e6, "L": 5e9}
-SMOLLM2 = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 8192,
-}
 
 
 def planned(profile: str, name: str) -> PlannedModel:

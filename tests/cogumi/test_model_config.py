@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_shapes import SMOLLM2
 
 from cogumi.errors import RunError, UsageError
 from cogumi.model_config import ModelConfig, find_config, read_config
 from cogumi.profile import load_profile, parse_profile
-
-SMOLLM2 = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 8192,
-}
 
 
 def configs() -> dict[str, ModelConfig]:

@@ -90,3 +90,12 @@ def test_a_broken_row_names_file_and_line(tmp_path: Path, text: str, told: str |
 def test_a_folder_without_the_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such benchmark file"):
         IFEval().items(tmp_path)
+
+
+def test_what_the_checker_draws_follows_from_the_prompt() -> None:
+    # No letter: the checker draws one, and in half of all draws another answer is right.
+    odd = item("keywords:letter_frequency", let_relation="at least", letter="#", let_frequency=4)
+    answers = ["aaaa eeee iiii oooo", "bbbb cccc dddd ffff", "mmmm nnnn pppp ssss", "tttt uuuu vvvv zzzz"]
+    task = IFEval()
+    first = [task.score(odd, answer).score for answer in answers]
+    assert all([task.score(odd, answer).score for answer in answers] == first for _ in range(20))

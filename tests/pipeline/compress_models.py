@@ -12,6 +12,9 @@ from micro_stages import run_stage
 from cogumi.store import Artifact
 from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
 
+SAMPLES, LENGTH = 24, 16
+"""Calibration rows of the tests, and the tokens of each."""
+
 
 def tiny(folder: Path, data: Artifact, **shape: Any) -> Artifact:
     """Two layers with a fresh head of width 64, weights large enough that logits are not flat."""

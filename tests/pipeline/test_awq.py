@@ -6,34 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from compress_models import changed, linear_names, logits, tensors, tiny, untied_in_bf16
-from micro_stages import artifact, micro_data, run_stage
+from compress_models import LENGTH, SAMPLES, changed, linear_names, logits, tensors, tiny, untied_in_bf16
+from micro_stages import artifact, run_stage
 from pydantic import ValidationError
 
 from cogumi.errors import RunError, UsageError
 from cogumi.store import Artifact
 from evals.backends.loading import load_model
 from pipeline.compression.awq import AWQ, AWQSettings, awq_folder
-from pipeline.compression.calibration_rows import calibration_rows
 from pipeline.compression.llmc import load_dense, save_dense
 from pipeline.compression.weight_grid import bits_of_layers, config_groups, packed_bytes
 
-SAMPLES, LENGTH, GRID = 24, 16, 4
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return micro_data(tmp_path_factory.mktemp("data") / "d", 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, data: Artifact) -> Artifact:
-    return tiny(tmp_path_factory.mktemp("model"), data)
-
-
-@pytest.fixture(scope="module")
-def rows(data: Artifact, model: Artifact) -> list[list[int]]:
-    return calibration_rows(data, model.path, samples=SAMPLES, max_length=LENGTH, seed=7)
+GRID = 4
 
 
 @pytest.fixture(scope="module")

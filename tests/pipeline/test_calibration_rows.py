@@ -7,18 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from micro_stages import artifact, micro_data, run_stage
+from micro_stages import artifact, run_stage
 
 from cogumi.errors import RunError
 from cogumi.store import Artifact
 from pipeline.compression.calibration_rows import HELD_OUT_SHARE, calibration_rows
 from pipeline.training.data import is_held_out, read_examples, training_file
 from pipeline.training.micro_model import MICRO_MODEL, MicroModelSettings
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return micro_data(tmp_path_factory.mktemp("data") / "d", 4)
 
 
 @pytest.fixture(scope="module")

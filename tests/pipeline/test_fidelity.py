@@ -130,7 +130,7 @@ def test_an_adapter_beside_a_model_is_part_of_it_and_a_merged_one_is_not(made: M
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     adapted.save_pretrained(folder / "adapter")
-    write_sidecar(folder / "adapter", base="sha256:0", base_folder=folder, beside=True)
+    write_sidecar(folder / "adapter", base="sha256:0", base_folder=folder, beside=folder)
     beside = fidelity(subject(artifact(folder, "model")), made.model.path, made.rows)
     assert beside.kl > 1e-3
     # The same adapter in llama.cpp, beside the same weights.

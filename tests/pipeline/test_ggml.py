@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cogumi.errors import RunError, UsageError
 from evals.backends.gguf_header import kind_sizes
 from pipeline.compression.ggml import (
-    TYPE_NUMBERS,
+    TYPES,
     bits_per_weight,
     block_bytes,
     block_columns,
@@ -16,6 +16,7 @@ from pipeline.compression.ggml import (
     dequantize,
     fits,
     needs_importance,
+    number_of,
     quantize,
     row_bytes,
 )
@@ -42,7 +43,7 @@ TABLES = ("iq1_s", "iq1_m", "iq2_xs", "iq2_s")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in TABLES)) for kind in TYPE_NUMBERS]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in TABLES)) for kind in TYPES]
 )
 def test_every_type_goes_there_and_back(kind: str) -> None:
     values = noise(3, 512)
@@ -71,6 +72,17 @@ def test_sizes_are_those_of_the_format() -> None:
     assert kind_sizes(42)[0] == "q2_0"
     assert fits("q4_0", 576)
     assert not fits("q4_K", 576)
+
+
+def test_names_are_the_librarys_own_and_numbers_those_of_the_format() -> None:
+    import gguf
+
+    assert [kind_sizes(number_of(kind))[0] for kind in TYPES] == list(TYPES)
+    theirs = gguf.GGMLQuantizationType.__members__
+    # The package does not know every type that the library has.
+    known = [kind for kind in TYPES if kind.upper() in theirs]
+    assert len(known) >= 25
+    assert {kind: number_of(kind) for kind in known} == {kind: theirs[kind.upper()] for kind in known}
 
 
 def test_importance_is_needed_and_used() -> None:

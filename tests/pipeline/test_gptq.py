@@ -5,25 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compress_models import inputs_of, linear_names, tensors, tiny
-from micro_stages import micro_data, run_stage
+from compress_models import LENGTH, SAMPLES, inputs_of, linear_names, tensors
+from micro_stages import run_stage
 
 from cogumi.errors import RunError
 from cogumi.store import Artifact
-from pipeline.compression.calibration_rows import calibration_rows
 from pipeline.compression.gptq import GPTQ, GPTQSettings
 
-SAMPLES, LENGTH, GROUP = 24, 16, 32
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return micro_data(tmp_path_factory.mktemp("data") / "d", 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, data: Artifact) -> Artifact:
-    return tiny(tmp_path_factory.mktemp("model"), data)
+GROUP = 32
 
 
 def quantise(folder: Path, model: Artifact, data: Artifact, **settings: object) -> Artifact:
@@ -49,8 +38,9 @@ def test_values_lie_on_the_grid_of_their_group(
         assert 1 < max(levels) <= 2**bits
 
 
-def test_outputs_are_harmed_less_than_by_rounding(tmp_path: Path, model: Artifact, data: Artifact) -> None:
-    rows = calibration_rows(data, model.path, samples=SAMPLES, max_length=LENGTH, seed=7)
+def test_outputs_are_harmed_less_than_by_rounding(
+    tmp_path: Path, model: Artifact, data: Artifact, rows: list[list[int]]
+) -> None:
     before, after = tensors(model.path), tensors(quantise(tmp_path, model, data, bits=3).path)
     read = inputs_of(model.path, "model.layers.0.self_attn.q_proj", rows)
     ours = theirs = 0.0

@@ -8,35 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from compress_models import changed, inputs_of, linear_names, tensors, tiny, untied_in_bf16
+from compress_models import LENGTH, SAMPLES, changed, inputs_of, linear_names, tensors, tiny, untied_in_bf16
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_stages import Updates, artifact, micro_data, run_stage
+from micro_stages import Updates, artifact, run_stage
 from pydantic import ValidationError
 
 from cogumi.errors import RunError, UsageError
 from cogumi.store import Artifact
-from pipeline.compression.calibration_rows import calibration_rows
 from pipeline.compression.llmc import equal_batches
 from pipeline.compression.prune import PRUNE, OwlSettings, PruneSettings
 from pipeline.compression.sparsity import owl_targets, reachable
-
-SAMPLES, LENGTH = 24, 16
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return micro_data(tmp_path_factory.mktemp("data") / "d", 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, data: Artifact) -> Artifact:
-    return tiny(tmp_path_factory.mktemp("model"), data)
-
-
-@pytest.fixture(scope="module")
-def rows(data: Artifact, model: Artifact) -> list[list[int]]:
-    return calibration_rows(data, model.path, samples=SAMPLES, max_length=LENGTH, seed=7)
 
 
 @pytest.fixture(scope="module")

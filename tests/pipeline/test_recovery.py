@@ -22,6 +22,7 @@ from pipeline.compression.gguf_export import GGUF, GGUFSettings
 from pipeline.compression.hardest import HARDEST, HardestSettings
 from pipeline.compression.recovery import RECOVER, RecoverSettings, gain
 from pipeline.compression.row_divergence import RowDivergence
+from pipeline.training.data import Encoded
 from pipeline.training.sft import SFT, LoraSettings, SftSettings
 
 SETTINGS = RecoverSettings(
@@ -304,6 +305,29 @@ def test_an_adapter_of_another_base_does_not_load(
     other = make_model(tmp_path / "other", used["data"], vocab_size=350)
     with pytest.raises(RunError, match="trained with another tokenizer than its base"):
         load_adapted(other.path, made.path / "adapter")
+    # The same shapes and tokenizer: its weights alone tell the model before pruning from the one after.
+    with pytest.raises(RunError, match=r"adapter: made for another model than .*, whose weights differ"):
+        load_adapted(used["model"].path, made.path / "adapter")
+
+
+def test_a_gguf_adapter_beside_another_file_does_not_load(
+    inputs: dict[str, Artifact], with_gguf: tuple[Any, Artifact, Path], tmp_path: Path
+) -> None:
+    from evals.backends.gguf import GGUFBackend
+    from pipeline.compression.fidelity import fidelity
+
+    made = with_gguf[1].path
+    GGUFBackend(made / "model.gguf", adapter=made / "adapter.gguf").close()
+    # Of the same type and shapes, so that llama.cpp itself would take it.
+    apart = make_model(tmp_path / "apart", inputs["data"], initializer_range=0.1)
+    other = run_stage(GGUF, GGUFSettings(type="Q4_0"), tmp_path / "other", {"model": apart})[1].path
+    shutil.copy(made / "adapter.gguf", other / "adapter.gguf")
+    told = r"adapter\.gguf: made for another model than .*model\.gguf, whose weights differ; take both from"
+    with pytest.raises(RunError, match=told):
+        GGUFBackend(other / "model.gguf", adapter=other / "adapter.gguf")
+    subject = resolve(str(other), Workspace(tmp_path))
+    with pytest.raises(RunError, match=told):
+        fidelity(subject, inputs["model"].path, [Encoded((1, 2, 3), 2)] * 2)
 
 
 def test_an_adapter_too_large_for_its_precision_is_told(inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -362,7 +386,14 @@ def test_a_compressed_tensors_folder_keeps_every_byte_and_is_measured_with_its_a
     assert subject.base is not None
     assert subject.path is not None
     loaded = load_adapted(subject.base, subject.path).model
-    dense = load_adapted(tmp_path / "made" / "scratch" / "dense", subject.path).model
+    # The dense view is another folder: the adapter says which one it belongs to.
+    with pytest.raises(RunError, match="made for another model"):
+        load_adapted(tmp_path / "made" / "scratch" / "dense", subject.path)
+    anywhere = Path(shutil.copytree(subject.path, tmp_path / "adapter"))
+    sidecar = json.loads((anywhere / "cogumi.json").read_text())
+    del sidecar["base_sampled_sha256"]
+    (anywhere / "cogumi.json").write_text(json.dumps(sidecar))
+    dense = load_adapted(tmp_path / "made" / "scratch" / "dense", anywhere).model
     ids = torch.tensor([list(range(10, 40))])
     with torch.no_grad():
         found, wanted = (model(input_ids=ids).logits.float() for model in (loaded, dense))

@@ -15,7 +15,7 @@ from cogumi.errors import RunError
 from cogumi.workspace import Workspace
 from reports.model import build_report
 
-FORMS = ["report.html", "report.json", "report.md"]
+FORMS = ["model-card.md", "report.html", "report.json", "report.md"]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

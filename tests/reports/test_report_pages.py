@@ -101,7 +101,7 @@ def test_the_page_loads_nothing(filled: Maker) -> None:
     assert [
         one.tag for one in root.iter() if str(one.tag) in ("script", "link", "img", "iframe", "object")
     ] == []
-    hrefs = {one.get("href") for one in root.iter("a")} - {"report.md", "report.json"}
+    hrefs = {one.get("href") for one in root.iter("a")} - {"report.md", "report.json", "model-card.md"}
     assert all(str(href).startswith("#") for href in hrefs)
     assert [
         name for one in root.iter() for name in one.attrib if name == "src" or name.startswith("on")
