@@ -92,7 +92,9 @@ def test_costs_stand_for_one_model_and_one_calibration(
     (found,) = costs.iterdir()
     assert sorted(path.name for path in found.iterdir()) == [COSTS, FISHER, "lock"]
     measured = []
-    monkeypatch.setattr(compression_frontier, "measure", lambda settings, ctx: measured.append(ctx.scratch))
+    monkeypatch.setattr(
+        compression_frontier, "measure", lambda settings, ctx, share: measured.append(ctx.scratch)
+    )
     options = ("--prepare", "--costs", str(costs))
     # Sizes and passes change nothing, rows do.
     assert inputs.main(tmp_path / "same", *options, "--sizes", "1", "--passes", "3") == 0

@@ -346,7 +346,7 @@ def test_a_second_process_on_the_same_run_is_told_who_holds_it(
 
 def test_an_interrupt_is_one_line_and_loses_nothing(cogumi: Cogumi, workspace: Path, tmp_path: Path) -> None:
     state = tmp_path / "slow"
-    with LocalTeacher(TeacherOptions(state, seed=3, latency_ms=80)) as slow:
+    with LocalTeacher(TeacherOptions(state, seed=3, latency_ms=400)) as slow:
         content = document(slow.base_url)
         content["steps"][0]["settings"]["concurrency"] = 1
         profile = save(tmp_path, content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,3 +67,11 @@ def draw(workspace: Path, name: str, /, **query: str) -> AppTest:
     for parameter, value in query.items():
         app.query_params[parameter] = value
     return app.run()
+
+
+@pytest.fixture(autouse=True)
+def _own_main() -> Iterator[None]:
+    """AppTest leaves its script as ``__main__``, which processes spawned by later tests would run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main

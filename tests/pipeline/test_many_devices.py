@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -58,9 +59,11 @@ class Killing(Updates):
     def update(self, done: int, total: int, **facts: float | int | str) -> None:
         super().update(done, total, **facts)
         for status in Path("/proc").glob("[0-9]*/stat") if self._after.exists() else ():
-            parent = status.read_text().rpartition(")")[2].split()[1]
-            if parent == str(os.getpid()) and b"\0RANK=1\0" in status.with_name("environ").read_bytes():
-                os.kill(int(status.parent.name), signal.SIGKILL)
+            # Others end while their files are read.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                parent = status.read_text().rpartition(")")[2].split()[1]
+                if parent == str(os.getpid()) and b"\0RANK=1\0" in status.with_name("environ").read_bytes():
+                    os.kill(int(status.parent.name), signal.SIGKILL)
 
 
 def task(folder: Path, settings: SftSettings, inputs: Mapping[str, Artifact], strategy: str) -> Any:
