@@ -60,7 +60,7 @@ lint: install ## ruff, its formatter and mypy
 
 # One process a core, one thread each: most tests wait for processes and sockets, and models here are tiny.
 test: test-system-packages lint ## lint, then every test but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: test-system-packages install ## the tests that take minutes, alone
 	$(BIN)/python -m pytest -m "slow and not gpu and not postgresql" --timeout 3600 $(PYTEST_ARGS)

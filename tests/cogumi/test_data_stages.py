@@ -346,12 +346,15 @@ def test_a_second_process_on_the_same_run_is_told_who_holds_it(
 
 def test_an_interrupt_is_one_line_and_loses_nothing(cogumi: Cogumi, workspace: Path, tmp_path: Path) -> None:
     state = tmp_path / "slow"
-    with LocalTeacher(TeacherOptions(state, seed=3, latency_ms=400)) as slow:
+    with LocalTeacher(TeacherOptions(state, seed=3, latency_ms=80)) as slow:
         content = document(slow.base_url)
         content["steps"][0]["settings"]["concurrency"] = 1
         profile = save(tmp_path, content)
         command = [sys.executable, "-m", "cogumi", "data", "generate", "--profile", profile, "--yes"]
+        # Who starts the tests in the background hands an ignored SIGINT down.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, heard)
         deadline = time.monotonic() + 60
         while answered(slow) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
