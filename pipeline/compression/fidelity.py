@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +144,8 @@ def mean_bounds(sums: Sequence[float], tokens: Sequence[int], alpha: float) -> t
     of simulated rows as skewed as divergences, 40 rows missed the upper side in 11 % of all cases at alpha
     5 %, 128 rows in 8 %. Raises ``RunError`` for one row.
     """
+    from scipy.special import stdtrit
+
     x, y = np.asarray(sums, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     if len(x) < 2:
         raise RunError(f"{len(x)} row(s) to compare along; an interval wants two or more")
@@ -153,20 +154,8 @@ def mean_bounds(sums: Sequence[float], tokens: Sequence[int], alpha: float) -> t
         return 0.0, 0.0
     residuals = x - ratio * y
     deviation = math.sqrt(len(x) / (len(x) - 1) * float(residuals @ residuals)) / float(x.sum())
-    factor = math.exp(min(_student_t(1 - alpha, len(x) - 1) * deviation, 700.0))
+    factor = math.exp(min(float(stdtrit(len(x) - 1, 1 - alpha)) * deviation, 700.0))
     return ratio / factor, ratio * factor
-
-
-def _student_t(share: float, freedom: int) -> float:
-    """Return the quantile of Student's t: expansion in 1 / freedom (Abramowitz and Stegun 1964, 26.7.5).
-
-    At 95 % too small by 12 %, 1.2 % and 0.3 % for freedoms of 1, 2 and 3, by less than 0.1 % from 4 on.
-    """
-    z = NormalDist().inv_cdf(share)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def perplexity(loss: float) -> float:

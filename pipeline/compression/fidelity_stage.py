@@ -159,7 +159,7 @@ def _write(folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 FIDELITY = Stage(
     name="compression.fidelity",
-    version=1,
+    version=2,
     title="Measure what the compression changed",
     settings=FidelitySettings,
     run=run,
