@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Decoding", "EvidenceFile", "EvidenceKey", "Merged", "Record", "list_evidence"]
+__all__ = ["Decoding", "EvidenceFile", "EvidenceKey", "Merged", "Record", "is_measured", "list_evidence"]
 
 _T = TypeVar("_T")
 _GROUP_ROWS = 65_536
@@ -67,12 +68,7 @@ class EvidenceFile:
 
     def __init__(self, root: Path, key: EvidenceKey) -> None:
         self.key = key
-        self.folder = (
-            root
-            / _slug(key.artifact.removeprefix("sha256:"))
-            / _slug(key.task)
-            / key.protocol_digest.removeprefix("sha256:")[:32]
-        )
+        self.folder = _folder(root, key.artifact, key.task) / key.protocol_digest.removeprefix("sha256:")[:32]
         self._whole = self.folder / "items.parquet"
         self._rows_of: dict[tuple[str, int, int], int] = {}
 
@@ -331,21 +327,39 @@ class Merged:
     differing: int
 
 
-def list_evidence(root: Path) -> list[EvidenceFile]:
-    """Return all evidence below a workspace's evidence folder, in a stable order."""
+def is_measured(root: Path, artifact: str, task: str) -> bool:
+    """Tell whether anything is recorded of an artifact on a task, under whatever protocol."""
+    folder = _folder(root, artifact, task)
+    return any(folder.glob("*/meta.json"))
+
+
+def list_evidence(root: Path, broken: list[str] | None = None) -> list[EvidenceFile]:
+    """Return all evidence below a workspace's evidence folder, in a stable order.
+
+    Where one cannot be read, ``broken`` gets a line that names it, and the others are returned; without
+    ``broken`` that line is raised as a ``RunError``.
+    """
     found = []
     for meta in sorted(root.glob("*/*/*/meta.json")):
         try:
             document = json.loads(meta.read_text())
             key = EvidenceKey(document["artifact"], document["task"], document["protocol"])
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(
-                f"{meta}: broken evidence ({error}); delete its folder to measure again"
-            ) from error
-        found.append(EvidenceFile(root, key))
+            file = EvidenceFile(root, key)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"{meta}: broken evidence ({error}); delete its folder to measure again"
+            if broken is None:
+                raise RunError(told) from error
+            broken.append(told)
+            continue
+        found.append(file)
     return found
 
 
+def _folder(root: Path, artifact: str, task: str) -> Path:
+    return root / _slug(artifact.removeprefix("sha256:")) / _slug(task)
+
+
+@lru_cache(maxsize=4096)
 def _slug(text: str) -> str:
     cleaned = "".join(char if char.isalnum() or char in "._-" else "-" for char in text)
     # Two names that differ only in replaced characters must not share a folder.

@@ -23,7 +23,7 @@ _CONFIG = "config.json"
 class ModelConfig(BaseModel):
     """The fields of a ``config.json`` that decide sizes, under their own names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     model_type: str = "llama"
     hidden_size: int = Field(gt=0)

@@ -18,7 +18,7 @@ _CRITERION = r"^[^/\s]+/[^/\s]+$"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class SizeTarget(_Strict):

@@ -27,7 +27,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class PriceRow(BaseModel):
     """One model at one provider; prices in US dollars for a million tokens, without batch discount."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     provider: str
     model: str
@@ -57,7 +57,7 @@ class PriceRow(BaseModel):
 class PriceTable(BaseModel):
     """The table: which host belongs to which provider, and the rows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     hosts: dict[str, str]
     """Provider to host name."""

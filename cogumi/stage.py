@@ -19,7 +19,7 @@ ArtifactKind = Literal["dataset", "model", "gguf", "adapter", "tokenizer", "file
 class Settings(BaseModel):
     """Base of every stage's settings: strict, so that a mistyped key is an error and not a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Progress(Protocol):

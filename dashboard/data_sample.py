@@ -194,7 +194,7 @@ def _lint(file: DataFile) -> None:
         except CogumiError as error:
             st.error(kit.safe(str(error)), icon=":material/error:")
     st.caption("The whole file, with every finding:")
-    st.code(f"cogumi data lint {shlex.quote(str(file.lines or file.path))}", language="bash", wrap_lines=True)
+    st.code(f"cogumi data lint {shlex.quote(str(file.lines or file.path))}", language=None, wrap_lines=True)
 
 
 def _findings(file: DataFile) -> None:

@@ -68,12 +68,11 @@ def figure(
         },
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.segmented_control(
+        st.radio(
             "Camera button saves",
             _IMAGES,
-            default=image,
             key=f"{key}-image",
-            required=True,
+            horizontal=True,
             help="The camera above the plot saves the picture in this format.",
         )
         if table is not None:
@@ -148,7 +147,9 @@ def _csv_button(table: pd.DataFrame, name: str, key: str) -> None:
 
     st.download_button(
         "Save as CSV",
-        lambda: csv(table),
+        # Now, and not when asked for: a function gets a new address whenever the page is drawn, and a click
+        # that comes in between fails.
+        csv(table),
         file_name=f"{_file_name(name)}.csv",
         mime="text/csv",
         key=f"{key}-csv",
@@ -189,7 +190,7 @@ def empty(what: str, command: str) -> None:
     import streamlit as st
 
     st.info(f"{safe(what)} Type:")
-    st.code(command, language="bash", wrap_lines=True)
+    st.code(command, language=None, wrap_lines=True)
 
 
 def asked(name: str, known: Sequence[str]) -> str | None:
@@ -210,8 +211,10 @@ def go(label: str, page: str, **params: str) -> None:
     """Draw a link to a page of ours with URL parameters; the run that is looked at stays."""
     import streamlit as st
 
-    run = st.session_state.get("run") or st.query_params.get("run")
-    query = ({"run": str(run)} if run else {}) | params
+    run = st.session_state.get("run")
+    # A run in the address is bound to the sidebar's box, and the browser takes it along by itself: named
+    # here as well it would stand there twice, and once more after every link.
+    query = ({"run": str(run)} if run and "run" not in st.query_params else {}) | params
     target = st.Page(_elsewhere, title=page, url_path=page)
     st.page_link(target, label=safe(label), icon=":material/arrow_forward:", query_params=query)
 

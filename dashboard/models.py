@@ -9,7 +9,6 @@ from cogumi.errors import CogumiError
 from cogumi.profile import Profile, parse_profile
 from cogumi.workspace import Workspace
 from dashboard.lineage import recipes
-from dashboard.source import ReadOnlyWorkspace
 from dashboard.view import Kept, View
 from reports.artifacts import artifact_names, artifact_parts
 from reports.frontier import frontier_parts
@@ -105,12 +104,7 @@ class ReadableIndex(EvidenceIndex):
 
     def __init__(self, workspace: Workspace) -> None:
         self.problems: list[str] = []
-        try:
-            super().__init__(workspace)
-        except CogumiError as error:
-            self.problems.append(str(error))
-            # A folder that is not there holds no evidence.
-            super().__init__(ReadOnlyWorkspace(workspace.root / "no-evidence"))
+        super().__init__(workspace, self.problems)
 
     def all(self, artifact: str, task: str) -> list[Measured]:
         """Return what is recorded under every protocol; nothing where a file of it cannot be read."""

@@ -398,7 +398,7 @@ def _layout(fig: go.Figure, frame: Frame, x_span: _Span, y_span: _Span) -> None:
     told = size if frame.x.is_bytes else "{:.4g}".format
     fig.update_layout(
         height=560,
-        margin={"l": 8, "r": 8, "t": 24, "b": 8},
+        margin={"l": 8, "r": 8, "t": 44, "b": 8},
         legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0, "traceorder": "reversed"},
         hoverlabel={"align": "left"},
         xaxis={

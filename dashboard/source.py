@@ -8,7 +8,6 @@ writer that starts in those milliseconds can at worst spoil one drawing of a pag
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from cogumi.errors import RunError, UsageError
 from cogumi.ledger import Ledger
 from cogumi.ledger.schema import HEAD_REVISION, metadata, runs
 from cogumi.workspace import DATABASE_URL_ENV, LEDGER_FILE, Workspace
+from dashboard.evidence_state import evidence_state, stat_of
 
 _WAIT_S = 2.0
 """How long a page waits for a locked ledger before it says so."""
@@ -68,16 +68,8 @@ class ReadOnlyWorkspace(Workspace):
         self._refuse()
 
     def evidence_state(self) -> State:
-        """Return the state of evidence, store and references: one ``stat`` for each measurement.
-
-        Evidence files appear by a rename, which the time of their folder tells.
-        """
-        folders = [str(self.evidence)]
-        for _ in range(3):
-            folders = [path for folder in folders for path in _folders(folder)]
-        folders += [str(self.store.objects), str(self.root / "references")]
-        told = "\n".join(f"{path} {_state(path)[1]}" for path in sorted(folders))
-        return (hashlib.sha256(os.fsencode(told)).digest(),)
+        """Return the state of evidence, store and references: another one after every change of a file."""
+        return evidence_state(str(self.evidence), (str(self.store.objects), str(self.root / "references")))
 
     def _refuse(self) -> Never:
         raise RunError("the dashboard only reads the workspace")
@@ -125,7 +117,7 @@ class ReadOnlyLedger(Ledger):
     def state(self) -> State:
         """Return a value that is another one after every commit."""
         if self._file is not None:
-            return tuple(_state(f"{self._file}{tail}") for tail in ("", "-wal", "-journal"))
+            return tuple(stat_of(f"{self._file}{tail}") for tail in ("", "-wal", "-journal"))
         with self.engine.connect() as connection:
             # Moves on with every transaction that wrote anything (postgresql.org/docs: pg_current_snapshot).
             return (connection.exec_driver_sql("SELECT pg_current_snapshot()::text").scalar(),)
@@ -195,7 +187,7 @@ class _SqliteOpener:
     def _name(self) -> str:
         name = f"file:{quote(str(self.file))}?mode=ro"
         wal, shm, journal = (Path(f"{self.file}{tail}") for tail in ("-wal", "-shm", "-journal"))
-        idle = not _state(str(wal))[0] and not shm.exists() and not journal.exists()
+        idle = not stat_of(str(wal))[0] and not shm.exists() and not journal.exists()
         return f"{name}&immutable=1" if idle and self._is_wal() else name
 
     def _is_wal(self) -> bool:
@@ -279,20 +271,3 @@ def _one_line(context: ExceptionContext) -> BaseException | None:
             "beside it; copy the workspace to a folder of your own"
         )
     return RunError(f"cannot read the ledger ({context.dialect.name}): {said[:200]}")
-
-
-def _folders(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.path for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Return (size, time of change in ns), zeros where there is no such file."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a Path for each of 2,000 folders takes longer than to ask
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns

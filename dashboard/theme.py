@@ -18,7 +18,7 @@ _COLOURS = {
         "primaryColor": "#00629B",
         "backgroundColor": "#FFFFFF",
         "secondaryBackgroundColor": "#F2F4F7",
-        "textColor": "#1B1F24",
+        "textColor": "#0B0E12",
         "linkColor": "#00558A",
         "borderColor": "#8A929C",
     },

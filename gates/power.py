@@ -14,7 +14,7 @@ import numpy as np
 
 from cogumi.errors import CogumiError, UsageError
 from cogumi.verdict import Verdict
-from gates.attempts import AttemptBook
+from gates.attempts import AttemptBook, alpha_of
 from gates.betting import FloatArray
 from gates.evidence import EvidenceSource
 from gates.pairing import Docket, prospect, rule_of, with_sampling_error
@@ -120,7 +120,7 @@ def plan_gate(
             if not all(_has_reference(pair) for pair in pairs):
                 unplanned[criterion.id] = "its baseline is not measured yet"
                 continue
-            pairs, rule = with_sampling_error(pairs, rule_of(docket, criterion, spec.alpha))
+            pairs, rule = with_sampling_error(pairs, rule_of(docket, criterion, alpha_of(1, spec.alpha)))
             found = plan_items(pairs, rule, ratios=ratios, runs=runs)
         except UsageError:
             raise

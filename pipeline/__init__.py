@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
-from cogumi.stage import Stage
+from pipeline.registry import StageRegistry
 
 
-def all_stages() -> dict[str, Stage[Any]]:
-    """Return every registered stage by its name; importing them loads no model library."""
+@cache
+def all_stages() -> StageRegistry:
+    """Return every registered stage by its name; each is imported when it is first asked for."""
     from pipeline.compression import STAGES as COMPRESSION
     from pipeline.generation import STAGES as GENERATION
     from pipeline.meta import STAGES as META
     from pipeline.training import STAGES as TRAINING
 
-    return {stage.name: stage for stage in (*GENERATION, *TRAINING, *COMPRESSION, *META)}
+    return StageRegistry({**GENERATION, **TRAINING, **COMPRESSION, **META})

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 _ARROW = {"float64": "double"}
 """Types that Arrow calls by another name than numpy."""
+_FILES = (".json", ".parquet")
 _COLUMNS = ("score", "finish_reason", "completion_tokens", "seconds")
 
 
@@ -58,21 +63,25 @@ class Measured:
 class EvidenceIndex:
     """All evidence of a workspace, found by artifact and task; files are read when they are asked for."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, broken: list[str] | None = None) -> None:
+        """List the evidence; ``broken`` as of ``list_evidence``."""
         self._files: dict[tuple[str, str], list[EvidenceFile]] = {}
         self._read: dict[tuple[str, str], list[Measured]] = {}
-        for file in list_evidence(workspace.evidence):
+        for file in list_evidence(workspace.evidence, broken):
             self._files.setdefault((file.key.artifact, file.key.task), []).append(file)
+        self._tasks: dict[str, list[str]] = {}
+        for artifact, task in sorted(self._files):
+            self._tasks.setdefault(artifact, []).append(task)
 
     def tasks(self, artifact: str) -> list[str]:
         """Return the tasks on which an artifact was measured."""
-        return sorted(task for owner, task in self._files if owner == artifact)
+        return list(self._tasks.get(artifact, ()))
 
     def all(self, artifact: str, task: str) -> list[Measured]:
         """Return what is recorded under every protocol, that with the most items first."""
         key = (artifact, task)
         if key not in self._read:
-            found = [_read(file) for file in self._files.get(key, [])]
+            found = [_recorded(file) for file in self._files.get(key, [])]
             self._read[key] = sorted(found, key=lambda one: (-one.n, one.protocol_digest))
         return self._read[key]
 
@@ -86,6 +95,65 @@ class EvidenceIndex:
         owners = [owner for owner, name in self._files if name == task]
         found = [one for owner in owners for one in self.all(owner, task)]
         return [one for one in found if one.protocol.get("backend") == backend and one.n]
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+_State = tuple[tuple[str, int, int], ...]
+_MOST_BYTES = 192 * 2**20
+"""Of scores that stay in memory for the next report: 25 million items."""
+
+
+class _Kept:
+    """What was read of each measurement, for as long as its files stay as they were.
+
+    While a run writes, a report that is made anew reads what is new, and not 2,000 files again.
+    """
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Path, tuple[_State, Measured]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, folder: Path, state: _State) -> Measured | None:
+        with self._lock:
+            known = self._found.get(folder)
+            if known is None or known[0] != state:
+                return None
+            self._found.move_to_end(folder)
+            return known[1]
+
+    def put(self, folder: Path, state: _State, measured: Measured) -> None:
+        with self._lock:
+            before = self._found.pop(folder, None)
+            self._bytes += measured.scores.nbytes - (before[1].scores.nbytes if before else 0)
+            self._found[folder] = (state, measured)
+            while self._bytes > _MOST_BYTES:
+                self._bytes -= self._found.popitem(last=False)[1][1].scores.nbytes
+
+
+_KEPT = _Kept()
+
+
+def _recorded(file: EvidenceFile) -> Measured:
+    state = _state(file.folder)
+    known = _KEPT.get(file.folder, state)
+    if known is None:
+        known = _read(file)
+        # Not what a writer changed meanwhile: then it is read again the next time.
+        if state and _state(file.folder) == state:
+            _KEPT.put(file.folder, state, known)
+    return known
+
+
+def _state(folder: Path) -> _State:
+    """Return name, size and time of change of each file; nothing where one goes away meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            told = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(_FILES)]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in told))
 
 
 def _read(file: EvidenceFile) -> Measured:
@@ -149,4 +217,7 @@ def _joined(tables: list[pa.Table], name: str, file: EvidenceFile) -> npt.NDArra
         # Not to_numpy: it imports pandas, a third of a second for every report.
         cells = np.frombuffer(chunk.buffers()[1], dtype)
         found.append(cells[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(found)
+    joined = np.concatenate(found)
+    # Every report of this process is given the same array.
+    joined.setflags(write=False)
+    return joined

@@ -42,7 +42,7 @@ def render_html(report: Report, *, card: bool = False) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_printable,
+        finalize=printable,
     )
     suites = rows.suite_columns(report)
     confidences = rows.confidences_of(report)
@@ -61,7 +61,7 @@ def render_html(report: Report, *, card: bool = False) -> str:
         suites=suites,
         alpha=ALPHA,
         version=version("cogumi"),
-        badge=_badge,
+        badge=badge,
         strip=_strip,
         plots=[found for suite in suites if (found := _plots(report, suite.name))],
         curves=list(_curves(report)),
@@ -83,11 +83,13 @@ def render_html(report: Report, *, card: bool = False) -> str:
     )
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
+    """Return what a template may print: text without characters that no page may hold."""
     return text.clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _badge(verdict: str | None) -> Markup:
+def badge(verdict: str | None) -> Markup:
+    """Return a verdict as a coloured word with a sign, so that colour alone tells nothing."""
     if verdict is None:
         return Markup('<span class="verdict">NOT DECIDED</span>')
     return Markup('<span class="verdict v-{}"><span aria-hidden="true">{} </span>{}</span>').format(

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import cache
 
 import typer
@@ -18,16 +19,10 @@ from cogumi.errors import CogumiError
 _INTERRUPTED = 130
 """What Typer makes of Ctrl-C: 128 and the number of the signal."""
 
-app = typer.Typer(
-    name="cogumi",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Build a small language-model system stage by stage; let nothing move on without evidence.\n\n"
+_HELP = (
+    "Build a small language-model system stage by stage; let nothing move on without evidence.\n\n"
     "Start with `cogumi plan`, then `cogumi run`: the rehearsal needs no key, no GPU and no network. "
-    "Exit codes: 0 PASS, 1 FAIL, 2 wrong usage, 3 UNDECIDED, 4 INFEASIBLE, 5 ERROR, 6 BUDGET.",
+    "Exit codes: 0 PASS, 1 FAIL, 2 wrong usage, 3 UNDECIDED, 4 INFEASIBLE, 5 ERROR, 6 BUDGET."
 )
 
 
@@ -39,7 +34,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _common(
     context: typer.Context,
     workspace: WorkspaceOption = None,
@@ -52,15 +46,42 @@ def _common(
 
 
 _COMMANDS = (
-    "plan", "run", "status", "gate", "evaluate", "compare", "reference", "data", "report", "dashboard",
+    "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard",
     "export",
 )  # fmt: skip
+_FILES = {"eval": "evaluate"}
+"""Files that are not called as their command."""
+_BEFORE = ("--workspace", "--data")
+"""Options with a value that may stand before the command."""
 
 
 @cache
-def _register() -> None:
-    for name in _COMMANDS:
-        importlib.import_module(f"cogumi.cli.{name}").register(app)
+def application(only: str | None = None) -> typer.Typer:
+    """Return the command line with all commands, or with one: what is not asked for is not imported."""
+    app = typer.Typer(
+        name="cogumi",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=_HELP,
+    )
+    app.callback()(_common)
+    for name in _COMMANDS if only is None else (only,):
+        importlib.import_module(f"cogumi.cli.{_FILES.get(name, name)}").register(app)
+    return app
+
+
+def _command_of(arguments: Sequence[str]) -> str | None:
+    """Return the command that these arguments name, or None where that takes all commands to tell."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in _BEFORE:
+            next(rest, None)
+        elif not argument.startswith(tuple(f"{option}=" for option in _BEFORE)):
+            return argument if argument in _COMMANDS else None
+    return None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads of OpenMP that wait by spinning starve whoever else wants the core: two trainings at once fell
     # from 6,500 to 200 tokens a second each. So short a spin costs nothing alone (6,800). torch reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    _register()
+    app = application(_command_of(arguments))
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="cogumi", standalone_mode=False)
         if code == _INTERRUPTED:

@@ -27,6 +27,12 @@ _COUNTS = (
     "Planned calls",
 )
 _PLAN_EVERY_S = 1.0
+_TOP_PX = 44
+"""Above the bars: the plot's buttons."""
+_AXIS_PX = 56
+"""Under the bars: ticks and title of the axis."""
+_LEGEND_PX = 48
+"""Two lines of legend, which a phone needs."""
 
 
 def draw(view: View) -> None:
@@ -41,11 +47,9 @@ def draw(view: View) -> None:
     _head(run)
     _wait_for_plan(run)
     kit.asked("by", costs.GROUPS)
-    by = st.segmented_control(
-        "Group calls by", costs.GROUPS, default="step", key="by", bind="query-params", required=True
-    )
+    by = st.radio("Group calls by", costs.GROUPS, key="by", bind="query-params", horizontal=True)
     for simulated in (False, True):
-        _calls(run, str(by or "step"), simulated=simulated)
+        _calls(run, str(by), simulated=simulated)
     _gpus(run)
     _prices(run)
 
@@ -66,9 +70,12 @@ def _head(run: RunRows) -> None:
         st.markdown(kit.safe("The profile sets no spending limit; cogumi run --max-cost sets one."))
     unpriced = sum(row.unpriced for row in run.spent)
     if unpriced:
-        st.warning(
-            f"{unpriced:,} calls have no known price and are in no sum of dollars: those sums are a least."
+        calls = (
+            "1 call has no known price and is"
+            if unpriced == 1
+            else f"{unpriced:,} calls have no known price and are"
         )
+        st.warning(f"{calls} in no sum of dollars: those sums are a least.")
 
 
 def _paid_told(paid: Spent | None) -> str:
@@ -93,9 +100,13 @@ def _wait_for_plan(run: RunRows) -> None:
 
     @st.fragment(run_every=_PLAN_EVERY_S)
     def wait() -> None:
-        if planned(run.row) is not None:
-            st.rerun()
-        st.caption("The plan is being estimated.")
+        from dashboard.app import guard
+
+        # Drawn again by itself, so outside of the guard around the page.
+        with guard("cost"):
+            if planned(run.row) is not None:
+                st.rerun()
+            st.caption("The plan is being estimated.")
 
     wait()
 
@@ -158,10 +169,12 @@ def _bars(rows: Sequence[CostRow], kind: str) -> go.Figure:
             },
             hovertemplate="%{y}: $%{x:,.4f} expected<extra></extra>",
         )
+    plot, under = 36 + 44 * len(shown), _AXIS_PX + (_LEGEND_PX if planned else 0)
     figure.update_layout(
-        height=140 + 44 * len(shown),
-        margin={"l": 8, "r": 8, "t": 40, "b": 8},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        height=_TOP_PX + plot + under,
+        margin={"l": 8, "r": 8, "t": _TOP_PX, "b": under},
+        # Under the axis: above the plot a phone has room for the buttons alone.
+        legend={"orientation": "h", "y": -_AXIS_PX / plot, "yanchor": "top", "x": 0},
         xaxis={
             "title": "US dollars" + (" (simulated, nothing is paid)" if kind == "simulated" else ""),
             "tickprefix": "$",

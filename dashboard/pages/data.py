@@ -220,7 +220,7 @@ def _verdicts(view: View, merged: DataStep) -> None:
     if not decided:
         st.markdown("No gate has judged these rows in this run.")
         st.code(
-            f"cogumi gate phase1-data --run {shlex.quote(view.run or '')}", language="bash", wrap_lines=True
+            f"cogumi gate phase1-data --run {shlex.quote(view.run or '')}", language=None, wrap_lines=True
         )
         st.caption("Its bars are those of the plan's 60,000 rows.")
         return

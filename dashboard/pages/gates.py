@@ -368,17 +368,10 @@ def _plan(shown: _Shown, chosen: Decided, criterion: CriterionVerdict) -> None:
         return
     if not st.toggle("Simulate", key="plan", bind="query-params"):
         return
-    runs = st.segmented_control(
-        "Models for each true value",
-        _RUNS,
-        default=_RUNS[0],
-        key="models",
-        required=True,
-        bind="query-params",
-    )
+    runs = st.radio("Models for each true value", _RUNS, key="models", bind="query-params", horizontal=True)
     attempt = _next_attempt(read_attempts(shown.view.workspace.ledger), gate)
     with st.spinner("Simulating"):
-        rows, why = planned(shown.view, chosen, criterion, (attempt, int(runs or _RUNS[0])))
+        rows, why = planned(shown.view, chosen, criterion, (attempt, int(runs)))
     for reason in why.values():
         st.info(kit.safe(f"No plan: {reason}."))
     if rows:

@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class ReferenceRow(BaseModel):
     """One score of one model on one benchmark."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._+-]+@[A-Za-z0-9._-]+$")]
     """``model/benchmark@tag``; the tag tells snapshots and sources apart."""
@@ -94,7 +94,7 @@ class ReferenceRow(BaseModel):
 class ReferenceFile(BaseModel):
     """A YAML file of rows."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     references: Annotated[list[ReferenceRow], Field(min_length=1)]
 

@@ -104,6 +104,8 @@ class MetricValue:
     simulated: bool = False
     best_possible: float | None = None
     why_not_better: str = ""
+    undecided: str = ""
+    """Why it decides nothing, wherever its interval lies; nothing where it may decide."""
 
 
 def check_scores(scores: npt.NDArray[np.float64], where: str) -> None:

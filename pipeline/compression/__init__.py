@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from cogumi.stage import Stage
-from pipeline.compression.awq import AWQ
-from pipeline.compression.confidence import CONFIDENCE
-from pipeline.compression.fidelity_stage import FIDELITY
-from pipeline.compression.gguf_export import GGUF
-from pipeline.compression.gptq import GPTQ
-from pipeline.compression.grid import GRID
-from pipeline.compression.hardest import HARDEST
-from pipeline.compression.package import PACKAGE
-from pipeline.compression.prune import PRUNE
-from pipeline.compression.recipe import RECIPE
-from pipeline.compression.recovery import RECOVER
-from pipeline.compression.width_cut import WIDTH_CUT
-
-STAGES: tuple[Stage[Any], ...] = (
-    AWQ,
-    CONFIDENCE,
-    FIDELITY,
-    GGUF,
-    GPTQ,
-    GRID,
-    HARDEST,
-    PACKAGE,
-    PRUNE,
-    RECOVER,
-    RECIPE,
-    WIDTH_CUT,
-)
+STAGES = {
+    "compression.awq": "pipeline.compression.awq:AWQ",
+    "compression.confidence": "pipeline.compression.confidence:CONFIDENCE",
+    "compression.fidelity": "pipeline.compression.fidelity_stage:FIDELITY",
+    "compression.gguf": "pipeline.compression.gguf_export:GGUF",
+    "compression.gptq": "pipeline.compression.gptq:GPTQ",
+    "compression.grid": "pipeline.compression.grid:GRID",
+    "compression.hardest": "pipeline.compression.hardest:HARDEST",
+    "compression.package": "pipeline.compression.package:PACKAGE",
+    "compression.prune": "pipeline.compression.prune:PRUNE",
+    "compression.recover": "pipeline.compression.recovery:RECOVER",
+    "compression.recipe": "pipeline.compression.recipe:RECIPE",
+    "models.width_cut": "pipeline.compression.width_cut:WIDTH_CUT",
+}
+"""Where each stage stands, by its name."""

@@ -19,10 +19,10 @@ from cogumi.digest import digest_of
 from cogumi.errors import RunError
 from cogumi.stage import Settings, Stage, StageContext, StageResult
 from cogumi.store import Artifact, write_atomic
-from pipeline.compression.fidelity import RowFidelity, mean_bounds, perplexity, row_fidelities, summarise
 from pipeline.training.data import Encoded, is_held_out, read_examples, training_file
 
 if TYPE_CHECKING:
+    from pipeline.compression.fidelity import RowFidelity
     from pipeline.training.data import Example
 
 RESULTS, ROWS = "results.json", "rows.jsonl"
@@ -46,6 +46,7 @@ class FidelitySettings(Settings):
 def run(settings: FidelitySettings, ctx: StageContext) -> StageResult:
     """Compare input ``model`` with input ``baseline``, the dense model, on the held-out rows of ``data``."""
     from cogumi.subjects import of_artifact
+    from pipeline.compression.fidelity import row_fidelities
 
     baseline = ctx.inputs["baseline"]
     if baseline.kind != "model":
@@ -116,6 +117,7 @@ def _order(example: Example) -> bytes:
 
 def figures(rows: Sequence[RowFidelity], alpha: float) -> dict[str, Any]:
     """Return the facts of a comparison: ``metrics`` with bounds as gates read them, and ``fidelity``."""
+    from pipeline.compression.fidelity import mean_bounds, perplexity, summarise
     from pipeline.training.acceptance import share_bounds
 
     found = summarise(rows, alpha)

@@ -22,7 +22,6 @@ from cogumi.digest import file_sha256
 from cogumi.errors import RunError
 from cogumi.stage import Progress, Settings, Stage, StageContext, StageResult
 from cogumi.store import Artifact, disk_error, write_atomic
-from pipeline.compression.dictionary import train_dictionary, type_gains
 from pipeline.compression.package_format import (
     DICTIONARY,
     DOWNLOAD,
@@ -33,7 +32,6 @@ from pipeline.compression.package_format import (
     FileEntry,
     PackageManifest,
 )
-from pipeline.compression.tensor_file import encoded, mask_cost
 
 _CHUNK = 1 << 20
 _WEIGHTS = (".gguf", ".safetensors")
@@ -66,6 +64,8 @@ class _Packed:
 
 def run(settings: PackageSettings, ctx: StageContext) -> StageResult:
     """Package input ``model``, a GGUF artifact or a model folder; its files stand beside the package."""
+    from pipeline.compression.dictionary import type_gains
+
     model = ctx.inputs["model"]
     if model.kind not in ("gguf", "model"):
         raise RunError(f"artifact {model.short} is a {model.kind}; only models and GGUF files are packaged")
@@ -112,6 +112,8 @@ def _smallest(
     level, total = settings.level, sum(path.stat().st_size for path in files.values())
     if level is None:
         return [_as_is(name, path) for name, path in files.items()], None, {"bytes": 0, "kept": False}
+    from pipeline.compression.dictionary import train_dictionary
+
     dictionary = train_dictionary(list(files.values()), settings.dictionary_bytes)
     rounds = 1 if dictionary is None else 2
     count = _Count(ctx.progress, rounds * total)
@@ -147,6 +149,8 @@ def _pack(
     name: str, path: Path, level: int, dictionary: bytes | None, folder: Path, count: _Count
 ) -> _Packed:
     """Compress one file into scratch, where a run that was killed finds it again."""
+    from pipeline.compression.tensor_file import encoded
+
     codec: Codec = "tensors+zstd" if path.suffix == ".safetensors" else "zstd"
     target = folder / f"{name}{_SUFFIX[codec]}"
     if not target.is_file():
@@ -265,6 +269,8 @@ def _sizes(
 
 def _masks(files: dict[str, Path], level: int) -> dict[str, Any]:
     """Return what the masks of sparse checkpoints take, file by file."""
+    from pipeline.compression.tensor_file import mask_cost
+
     found = {name: mask_cost(path, level) for name, path in files.items() if path.suffix == ".safetensors"}
     return {name: asdict(cost) for name, cost in found.items() if cost is not None}
 

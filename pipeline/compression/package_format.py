@@ -23,7 +23,7 @@ _Size = Annotated[int, Field(ge=0, strict=True)]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class DictionaryEntry(_Entry):

@@ -24,7 +24,7 @@ RESULT = "result.json"
 class RecipePart(BaseModel):
     """One stage of a recipe; ``inputs`` name the recipe's own, ``model`` and ``data``, or earlier parts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     id: str
     uses: str
@@ -88,7 +88,7 @@ def _work(part: RecipePart, made: Mapping[str, Artifact], ctx: StageContext) -> 
     }
 
 
-def stages() -> dict[str, Stage[Any]]:
+def stages() -> Mapping[str, Stage[Any]]:
     """Return the stages that a part may use, and all others."""
     from pipeline import all_stages
 
@@ -99,9 +99,10 @@ def check_part(part: RecipePart, known: Sequence[str], never: str) -> None:
     """Raise ``ValueError`` for a part that could not run after those ``known``; ``never`` is no part."""
     if part.id in known:
         raise ValueError(f"part {part.id}: this id is taken")
-    fit = {name: each for name, each in stages().items() if not each.teachers and name != never}
-    stage = fit.get(part.uses)
-    if stage is None:
+    registered = stages()
+    stage = registered.get(part.uses)
+    if stage is None or stage.teachers or part.uses == never:
+        fit = [name for name, each in registered.items() if not each.teachers and name != never]
         raise ValueError(
             f"part {part.id}: uses: no stage '{part.uses}' fits here{nearest(part.uses, sorted(fit))}"
         )

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from pipeline.generation.measured import CELLS, PARTS, Measured
 from pipeline.generation.records import TRAINING
 from pipeline.generation.topics import DIFFICULTIES
@@ -77,6 +75,9 @@ def _shares(tokens: Mapping[str, int], totals: Mapping[str, int]) -> dict[str, f
 
 
 def _percentiles(found: Measured, level: str) -> dict[str, dict[str, int]]:
+    # Here, so that a plan, which reads the settings of ``merge`` alone, does not wait for it.
+    import numpy as np
+
     told: dict[str, dict[str, int]] = {}
     for part in PARTS:
         held = [lengths[part] for cell, lengths in found.lengths.items() if cell.difficulty == level]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogumi.digest import file_sha256
 from cogumi.errors import RunError
@@ -14,7 +14,6 @@ from cogumi.store import Artifact, disk_error
 from evals.lint.tokens import Counts, find_tokenizer, token_counts
 from pipeline.generation.answers import REFUSED
 from pipeline.generation.card import PARQUET, README, STEPS, readme, token_facts
-from pipeline.generation.leaks import LeakCheck
 from pipeline.generation.measured import Measured, Yardstick, measure
 from pipeline.generation.records import (
     ANSWERS_EASY,
@@ -30,6 +29,9 @@ from pipeline.generation.records import (
 )
 from pipeline.generation.training_file import AnswerFile, Sources, merged_rows, write_parquet
 from pipeline.generation.writer import WriterSettings
+
+if TYPE_CHECKING:
+    from pipeline.generation.leaks import LeakCheck
 
 CARD = "card.json"
 _ANSWERS = {"answers_easy": "easy", "answers_hard": "hard"}
@@ -118,6 +120,8 @@ def _write(ctx: StageContext) -> Sources:
 def _leaks(writer: WriterSettings, ctx: StageContext) -> LeakCheck | None:
     if not (writer.leak_micro or writer.leak_files or writer.leak_tasks):
         return None
+    from pipeline.generation.leaks import LeakCheck
+
     return LeakCheck(
         micro=writer.leak_micro,
         files=writer.leak_files,

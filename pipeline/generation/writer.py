@@ -19,7 +19,6 @@ from cogumi.teachers import AskOptions, Message, Reply, TeacherRequest, ask_each
 from evals.lint.duplicates import QuestionIndex
 from pipeline.generation.accounts import MOST_TAKEN, CellAccount, most_repeated, saturation_account
 from pipeline.generation.asking import Bill, shown, teacher
-from pipeline.generation.leaks import LeakCheck
 from pipeline.generation.prompts import WRITER_SYSTEM, parse_questions, writer_prompt
 from pipeline.generation.records import Cell, Row
 
@@ -65,6 +64,8 @@ class QuestionWriter:
         options: AskOptions,
         bill: Bill,
     ) -> None:
+        from pipeline.generation.leaks import LeakCheck
+
         self._ctx = ctx
         self._settings = settings
         self._teachers = teachers

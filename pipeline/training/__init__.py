@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from cogumi.stage import Stage
-from pipeline.training.acceptance import ACCEPTANCE
-from pipeline.training.depth_cut import DEPTH_CUT
-from pipeline.training.micro_model import MICRO_MODEL
-from pipeline.training.pretrained import PRETRAINED
-from pipeline.training.self_answers import SELF_ANSWERS
-from pipeline.training.sft import SFT
-
-STAGES: tuple[Stage[Any], ...] = (MICRO_MODEL, PRETRAINED, DEPTH_CUT, SFT, SELF_ANSWERS, ACCEPTANCE)
+STAGES = {
+    "models.micro": "pipeline.training.micro_model:MICRO_MODEL",
+    "models.pretrained": "pipeline.training.pretrained:PRETRAINED",
+    "models.depth_cut": "pipeline.training.depth_cut:DEPTH_CUT",
+    "training.sft": "pipeline.training.sft:SFT",
+    "training.self_answers": "pipeline.training.self_answers:SELF_ANSWERS",
+    "training.acceptance": "pipeline.training.acceptance:ACCEPTANCE",
+}
+"""Where each stage stands, by its name."""

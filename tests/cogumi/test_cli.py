@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cogumi.cli.app import app
+from cogumi.cli.app import application
 from cogumi.ledger import Ledger
 
 COMMANDS = (
@@ -123,6 +123,7 @@ def test_every_command_has_help_with_an_example(cogumi: Any, command: str) -> No
 def test_the_commands_are_those_of_the_contract(cogumi: Any) -> None:
     out = cogumi("--help").out
     assert all(f"  {command}" in out for command in COMMANDS)
+    app = application()
     assert len(app.registered_commands) + len(app.registered_groups) == len(COMMANDS)
 
 

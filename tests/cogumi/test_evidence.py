@@ -182,6 +182,20 @@ def test_meta_of_another_key_is_named(tmp_path: Path) -> None:
         ours.merge(theirs, IDS)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"artifact": 1, "task": "t", "protocol": {}}'])
+def test_one_broken_meta_leaves_the_other_evidence_listed(tmp_path: Path, text: str) -> None:
+    for artifact in ("aa", "bb", "cc"):
+        EvidenceFile(tmp_path, EvidenceKey(artifact, "task", {})).append([record(0)], n_total=1, facts={})
+    meta = EvidenceFile(tmp_path, EvidenceKey("bb", "task", {})).folder / "meta.json"
+    meta.write_text(text)
+    broken: list[str] = []
+    assert [found.key.artifact for found in list_evidence(tmp_path, broken)] == ["aa", "cc"]
+    (line,) = broken
+    assert line.startswith(f"{meta}: broken evidence")
+    with pytest.raises(RunError, match=r"meta\.json: broken evidence"):
+        list_evidence(tmp_path)
+
+
 @pytest.mark.parametrize("dies_at", range(5))
 def test_a_merge_that_dies_at_any_write_is_done_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small_dashboard import fill
 
 Page = Callable[..., "AppTest"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages_read_once() -> Iterator[None]:
+    """Every AppTest reads the metadata of all installed packages, most of its time; none is added here."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(manifest_scanner.scan_component_manifests)
+        patch.setattr(manifest_scanner, "scan_component_manifests", read)
+        yield
 
 
 @pytest.fixture(scope="session")

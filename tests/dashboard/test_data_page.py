@@ -72,9 +72,7 @@ def texts(app: AppTest) -> str:
 
 
 def test_names_are_those_that_the_stages_write() -> None:
-    assert {data_sets.QUESTIONS, data_sets.VALIDATE, data_sets.MERGE, *data_sets.ANSWERS} == {
-        stage.name for stage in STAGES
-    }
+    assert {data_sets.QUESTIONS, data_sets.VALIDATE, data_sets.MERGE, *data_sets.ANSWERS} == set(STAGES)
     assert set(data_tables.FATES) | {"offered"} <= set(CellAccount().counts())
     assert sorted(DOMAINS, key=data_sets.plan_order) == list(DOMAINS)
 
@@ -146,12 +144,10 @@ def test_facts_of_any_shape_make_tables(facts: dict[str, Any]) -> None:
     from cogumi.store import Artifact
 
     steps = []
-    for stage in STAGES:
+    for name in STAGES:
         made = {"kind": "dataset", "facts": facts, "files": {}, "made_by": {"teachers": facts}}
         artifact = Artifact("sha256:00", Path("/nowhere"), made)
-        steps.append(
-            DataStep("x", "1", stage.name, "done", 1, None, "", "", facts, facts, artifact, gone=False)
-        )
+        steps.append(DataStep("x", "1", name, "done", 1, None, "", "", facts, facts, artifact, gone=False))
     sets = DataSets(tuple(steps), {"a/b": 0})
     cells = data_tables.cell_table(sets)
     for shown in data_plots.known_maps(cells):

@@ -185,5 +185,45 @@ def test_an_address_that_is_known_is_taken() -> None:
     assert not app.warning
 
 
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ({}, "artifact=a&run=small"),
+        ({"run": "older"}, "artifact=a"),
+        ({"other": "x"}, "artifact=a&run=small"),
+    ],
+)
+def test_a_link_names_the_run_that_the_address_does_not(address: dict[str, str], named: str) -> None:
+    def script() -> None:
+        import streamlit as st
+
+        from dashboard import kit
+
+        st.selectbox("Run", ["small", "older"], key="run", bind="query-params")
+        kit.go("Its items", "items", artifact="a")
+
+    app = AppTest.from_function(script)
+    for name, value in address.items():
+        app.query_params[name] = value
+    (link,) = app.run().get("page_link")
+    assert sorted(link.proto.query_string.split("&")) == named.split("&")
+
+
+def test_the_address_of_a_file_is_the_same_when_the_page_is_drawn_again() -> None:
+    def script() -> None:
+        import pandas as pd
+
+        from dashboard import kit
+
+        kit.frame(pd.DataFrame({"n": [1]}), "rows", key="rows")
+
+    app = AppTest.from_function(script).run()
+    (first,) = app.get("download_button")
+    (second,) = app.run().get("download_button")
+    assert first.proto.url
+    assert first.proto.url == second.proto.url
+    assert not second.proto.deferred_file_id
+
+
 def test_kit_names_what_pages_use() -> None:
     assert all(callable(getattr(kit, name)) for name in kit.__all__)

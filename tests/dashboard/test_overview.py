@@ -91,6 +91,31 @@ def test_a_page_does_not_wait_for_the_plan(page: Draw, monkeypatch: pytest.Monke
     assert "The plan is being estimated." in told(drawn(page("cost", run=RUN)))
 
 
+@pytest.mark.parametrize("name", ["overview", "cost"])
+def test_an_error_in_what_is_drawn_again_by_itself_is_one_line(
+    page: Draw, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    class Broken:
+        """A plan that waits while the page is drawn, and breaks when its fragment asks for it."""
+
+        asked = 0
+
+        def done(self) -> bool:
+            self.asked += 1
+            if self.asked > 1:
+                raise ZeroDivisionError("secret detail")
+            return False
+
+    broken = Broken()
+    monkeypatch.setattr(run_rows, "plan_of", lambda _profile, _digest: broken)
+    app = page(name, run=RUN)
+    assert broken.asked > 1
+    assert not app.exception
+    assert "secret detail" not in told(app)
+    assert [one.value for one in app.main.error if "ZeroDivisionError" in one.value]
+    assert app.main.dataframe
+
+
 def test_overview_of_every_criterion_and_step_is_a_table(page: Draw) -> None:
     app = drawn(page("overview", run=RUN))
     criteria, steps = app.main.dataframe[0].value, app.main.dataframe[1].value
@@ -150,7 +175,7 @@ def test_cost_keeps_real_and_simulated_apart(page: Draw) -> None:
     text = told(app)
     assert "Paid to providers: at least $0.0400 for 3 calls." in text
     assert "The local teacher's 30 calls would have cost $0.0360: simulated, nothing was paid." in text
-    assert "1 calls have no known price" in text
+    assert "1 call has no known price" in text
     paid, play = app.main.dataframe[0].value, app.main.dataframe[1].value
     assert list(paid["Paid ($)"]) == [pytest.approx(0.04)]
     assert list(play["Simulated ($)"]) == [pytest.approx(0.036)]

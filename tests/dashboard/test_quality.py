@@ -355,13 +355,14 @@ def test_the_address_holds_the_choice_and_what_it_does_not_know_is_said(page: An
     assert "Score on general" in told(wrong)
 
 
-def test_one_corrupt_file_is_one_line_and_the_rest_is_drawn(copied: Path, page_of: Any) -> None:
+@pytest.mark.parametrize("kind", ["*.parquet", "meta.json"])
+def test_one_corrupt_file_is_one_line_and_the_rest_is_drawn(copied: Path, page_of: Any, kind: str) -> None:
     models = models_of(open_view(copied, None))
     broken = next(one.digest for one in models.artifacts if one.name == "q8")
-    files = sorted((copied / "evidence" / broken.removeprefix("sha256:")).rglob("*.parquet"))
+    files = sorted((copied / "evidence" / broken.removeprefix("sha256:")).rglob(kind))
     # As the harness writes: evidence comes and goes by a rename.
     files[0].unlink()
-    files[0].write_bytes(b"PAR1 this is no Parquet file")
+    files[0].write_bytes(b"PAR1 this is no file of ours")
     app = page_of(copied, "quality")
     assert not app.exception
     assert not app.error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gates import paired_tests
 from gates.compare import FloatArray, PairedTask, compare_tasks, difference_bounds
 from gates.divergence import Divergence, TokenDivergence, summarise, token_divergence
 from gates.paired_tests import MOST_ENUMERATED, exact_mcnemar, holm, sign_flip
@@ -54,6 +56,26 @@ def test_mcnemar_at_values_known_by_hand() -> None:
     # No overflow, and no underflow before there is nothing left to tell.
     assert exact_mcnemar(500, 1500) == pytest.approx(5.3e-115, rel=0.1)
     assert exact_mcnemar(0, 100_000) == 0
+
+
+@given(a_only=st.integers(0, 900), b_only=st.integers(0, 900))
+@settings(max_examples=60)
+@example(a_only=5_000, b_only=5_400)
+@example(a_only=0, b_only=900)
+def test_mcnemar_in_floats_is_that_in_whole_numbers(a_only: int, b_only: int) -> None:
+    found = []
+    for most_whole in (0, 1_000_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paired_tests, "MOST_WHOLE", most_whole)
+            found.append(exact_mcnemar(a_only, b_only))
+    assert found[0] == pytest.approx(found[1], rel=1e-10, abs=0)
+
+
+def test_mcnemar_of_half_a_million_flips() -> None:
+    assert paired_tests.MOST_WHOLE < 450_000
+    assert exact_mcnemar(225_000, 225_000) == 1
+    # A normal variable with the continuity correction is good to a part in a hundred here.
+    assert exact_mcnemar(224_000, 226_000) == pytest.approx(math.erfc(1_999 / math.sqrt(900_000)), rel=0.01)
 
 
 # Sign flips

@@ -11,9 +11,10 @@ from typing import Any
 from cogumi.ledger import Ledger, LedgerCalls
 from cogumi.stage import Calls, StageContext, TeacherConfig
 from cogumi.store import Artifact, ArtifactStore
+from pipeline import all_stages
 from pipeline.generation import STAGES
 
-BY_NAME = {stage.name.partition(".")[2]: stage for stage in STAGES}
+BY_NAME = {name.partition(".")[2]: all_stages()[name] for name in STAGES}
 SOURCES = {
     "questions": "questions",
     "validated": "validate",

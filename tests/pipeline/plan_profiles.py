@@ -115,7 +115,7 @@ ANSWERS = {
 
 def with_answering_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the stages that answer too, whether or not they are registered."""
-    known = pipeline.all_stages() | {stage.name: stage for stage in (SELF_ANSWERS, ACCEPTANCE)}
+    known = {**pipeline.all_stages(), **{stage.name: stage for stage in (SELF_ANSWERS, ACCEPTANCE)}}
     monkeypatch.setattr(pipeline, "all_stages", lambda: known)
 
 
