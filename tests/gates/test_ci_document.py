@@ -40,8 +40,7 @@ def test_there_is_one_gate_command_in_each() -> None:
 
 @pytest.mark.parametrize("words", gate_commands(), ids=["github", "gitlab"])
 def test_every_option_is_one_of_the_real_command(words: list[str]) -> None:
-    command_line._register()
-    group: Any = command_line.typer.main.get_command(command_line.app)
+    group: Any = command_line.typer.main.get_command(command_line.application())
     command = group.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]), resilient_parsing=False)
     assert context.params["phase"] in known_gates()
@@ -49,7 +48,7 @@ def test_every_option_is_one_of_the_real_command(words: list[str]) -> None:
 
 
 def test_a_misspelt_option_would_be_seen() -> None:
-    group: Any = command_line.typer.main.get_command(command_line.app)
+    group: Any = command_line.typer.main.get_command(command_line.application())
     with pytest.raises(Exception, match="--artefact"):
         group.commands["gate"].make_context("gate", ["phase1", "--artefact", "x"])
 
