@@ -7,12 +7,15 @@ import sys
 
 NAMES = (
     "cold_gate",
+    "dashboard_load",
     "data_60k",
     "eval_overhead",
     "gate_simulation",
     "gguf_export",
     "gguf_likelihood",
     "hf_overhead",
+    "human_coverage",
+    "human_load",
     "near_duplicates",
     "rehearsal",
     "teacher_client",

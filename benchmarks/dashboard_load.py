@@ -2,7 +2,8 @@
 
 The workspace (``dashboard_workspace``) has one run with 250 models, 2,009 measurements, 500 verdicts and
 5 million item rows; one measurement has a million. The server is ``cogumi dashboard``, the browser headless
-Chromium on the same machine. A page is complete when the script has ended, its tables and plots painted.
+Chromium on the same machine. A page is complete when its script has ended and all tables and plots are
+painted.
 
 Peers, in the same run: a bare Streamlit page of a title, a text and a table, the least that any Streamlit
 page takes; and for the text filter plain duckdb, as it comes, and pandas, which loads both columns.
@@ -49,7 +50,7 @@ _COMPLETE = """last => {
     const app = document.querySelector('[data-testid=stApp]');
     const told = [...document.querySelectorAll('h1, h2')].some(one => one.textContent.startsWith(last));
     const seen = [...document.querySelectorAll('[data-testid=stDataFrame], [data-testid=stPlotlyChart]')]
-        .filter(one => one.offsetParent !== null);
+        .filter(one => one.checkVisibility());
     return app?.getAttribute('data-test-script-state') === 'notRunning' && told
         && seen.length > 0 && seen.every(one => one.querySelector('canvas, .main-svg'));
 }"""
@@ -291,9 +292,8 @@ def items_lines(context: Any, url: str, large: EvidenceFile, runs: int) -> Itera
     yield below("the same question in pandas", timed(lambda: pandas_hits(file, NEEDLE), 1), None)
 
 
-def viewer_lines(server: Server, large: EvidenceFile) -> Iterator[Line]:
-    """Yield the rows of many viewers at once, and of the memory that all of this took."""
-    before = server.peak
+def viewer_lines(server: Server, large: EvidenceFile, before: int) -> Iterator[Line]:
+    """Yield the rows of many viewers at once, and of the memory that they took; ``before``: one viewer's."""
     pages = [("", ""), ("quality", ""), ("items", _query(large))]
     seen = look(server.url, pages, VIEWERS)
     for page, _ in pages:
@@ -305,8 +305,8 @@ def viewer_lines(server: Server, large: EvidenceFile) -> Iterator[Line]:
     whole = len(seen) == VIEWERS * len(pages) and not broken
     told = "; ".join(broken)[:200] or f"{len(seen)} of {VIEWERS * len(pages)}"
     yield Line(f"{VIEWERS} viewers at once, pages complete", told, "", "all", whole)
-    beside = f"{before / 1e9:.2f} GB before the {VIEWERS}"
-    met = server.peak < MEMORY_GB * 1e9
+    beside = f"{before / 1e9:.2f} GB with one viewer of all pages"
+    met = max(before, server.peak) < MEMORY_GB * 1e9
     yield Line("peak memory of the server", f"{server.peak / 1e9:.2f} GB", beside, "under 1 GB", met)
 
 
@@ -326,17 +326,19 @@ def measure(workspace: Path, runs: int, browser_path: str) -> Iterator[Line]:
             answering(context, server.url)
             yield from quality_lines(context, server.url, runs, plain)
             yield from items_lines(context, server.url, large, runs)
-            context.close()
-            browser.close()
-            yield from viewer_lines(server, large)
+            before = server.peak
+    # Outside of the browser's driver, which has the thread's event loop for itself.
+    with serving(workspace) as server:
+        look(server.url, [("items", _query(large))], 1)
+        yield from viewer_lines(server, large, before)
 
 
 def _query(file: EvidenceFile) -> str:
     return f"artifact={quote(file.key.artifact)}&task={file.key.task}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; exits 1 where a goal is not met."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns 1 where a goal is not met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard_load")
     parser.add_argument("--work", type=Path, help="folder that keeps the workspace (2 GB) for the next time")
     parser.add_argument("--anew", action="store_true", help="build the workspace again")
@@ -360,9 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n| what | found | peer, same run | goal | |\n|---|---|---|---|---|")
     for line in lines:
         print(f"| {' | '.join(line.cells())} |")
-    if any(line.met is False for line in lines):
-        sys.exit(1)
+    return int(any(line.met is False for line in lines))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # What a part's own metadata may hold: the facts of its last items, and those of all, where they differ.
 _ABOUT = ("facts", "origins")
+_FOR_THREADS = 65_536
 COLUMNS = {
     "position": "int32",
     "item_id": "string",
@@ -84,12 +85,14 @@ def read_part(part: Part, columns: Sequence[str] | None = None) -> tuple[pa.Tabl
 
     names = list(columns or COLUMNS)
     # Not read_table: it imports pandas, a third of a second for every verdict.
-    with naming(part.path), pq.ParquetFile(part.path) as file:
+    with naming(part.path), pq.ParquetFile(part.path, pre_buffer=False) as file:
         metadata = file.schema_arrow.metadata or {}
         missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-        table = file.read(columns=names).replace_schema_metadata(None).select(names)
+        # Waking threads takes longer than to read a few thousand rows, and a report reads 2,000 files.
+        many = file.metadata.num_rows > _FOR_THREADS
+        table = file.read(columns=names, use_threads=many).replace_schema_metadata(None).select(names)
     return table, {name: metadata[name.encode()].decode() for name in _ABOUT if name.encode() in metadata}
 
 

@@ -65,6 +65,8 @@ class _Walk:
     """Which settings each stage with attempts uses now, counted from 1."""
     keys: dict[str, list[str]] = field(default_factory=dict)
     """Distinct keys that each step had in this walk; their place is the attempt shown in the ledger."""
+    told: list[str] = field(default_factory=list)
+    """What gates said that did not stop the run all the same."""
 
 
 class UnfinishedError(UsageError):
@@ -168,18 +170,21 @@ class Runner:
             else:
                 document = self._gate(step, walk)
                 verdict = Verdict(document["verdict"])
-                retry = self._retry_index(step, verdict, walk)
+                retry = self._retry_index(step, document, walk)
                 self.reporter.verdict(step, document, steps[retry].id if retry is not None else None)
                 if retry is not None:
                     index = retry
                     continue
-                if verdict is not Verdict.PASS:
+                if document.get("only_simulated_raters"):
+                    # Of a rehearsal's people, who cannot decide anything: told, not counted.
+                    walk.told.append(f"gate {step.gate} is UNDECIDED, as its raters are simulated")
+                elif verdict is not Verdict.PASS:
                     note = f"gate {step.gate} says {verdict} on attempt {document['attempt']}"
                     return Outcome(verdict.exit_code, "stopped", note)
             if step.id == options.until:
-                return Outcome(0, "done", f"ended after {step.id}, as asked")
+                return Outcome(0, "done", "; ".join([f"ended after {step.id}, as asked", *walk.told]))
             index += 1
-        return Outcome(0, "done", "every step ran and no gate stopped it")
+        return Outcome(0, "done", "; ".join(["every step ran and no gate stopped it", *walk.told]))
 
     def _skip_to(self, start: str, walk: _Walk) -> int:
         """Take the artifacts of all steps before ``start`` from the ledger; return the index of ``start``."""
@@ -239,8 +244,9 @@ class Runner:
                     return artifact
         return None
 
-    def _retry_index(self, step: GateStep, verdict: Verdict, walk: _Walk) -> int | None:
-        if verdict not in _AGAIN or step.retry is None:
+    def _retry_index(self, step: GateStep, document: Mapping[str, Any], walk: _Walk) -> int | None:
+        """Return the stage to try harder, if one can: simulated raters never decide, whatever it makes."""
+        if document["verdict"] not in _AGAIN or document.get("only_simulated_raters") or step.retry is None:
             return None
         for index, candidate in enumerate(self.profile.steps):
             if isinstance(candidate, StageStep) and candidate.id == step.retry:

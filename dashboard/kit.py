@@ -30,6 +30,11 @@ def badge(verdict: str | None) -> str:
     return f"{_SIGNS.get(verdict, '•')} {safe(verdict)}"
 
 
+def small(text: str) -> str:
+    """Return a text as Markdown in a caption's size, its own Markdown taken as plain text."""
+    return f":small[{safe(text)}]"
+
+
 def colours() -> tuple[str, ...]:
     """Return the colours of series for the theme that the viewer sees, the most telling first."""
     import streamlit as st

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from cogumi.errors import CogumiError
@@ -16,7 +17,7 @@ from cogumi.ledger import StepRow
 from cogumi.profile import GateStep, MeasureStep, Profile, StageStep, Step
 from cogumi.verdict import Verdict, combine
 from gates.render import claim as gate_claim
-from gates.spec import load_gate
+from gates.spec import GateSpec, load_gate
 from gates.verdicts import CriterionVerdict, GateVerdict
 from reports.artifacts import artifact_names
 from reports.text import size
@@ -280,9 +281,15 @@ def _gate_state(
     )
 
 
+@cache
+def _shipped(gate: str) -> GateSpec:
+    # Of the installed program, so it changes no more; every page asks for all of them.
+    return load_gate(gate)
+
+
 def _spec(gate: str, step: GateStep | None) -> tuple[str, tuple[tuple[str, str, float], ...]]:
     try:
-        spec = load_gate(gate).only(step.criteria if step else [])
+        spec = _shipped(gate).only(step.criteria if step else [])
     except CogumiError:
         # A gate that this version no longer has: the verdict in the ledger still tells its story.
         return "", ()

@@ -35,7 +35,7 @@ from evals.references.scores import (
 from evals.tasks import get_task, suite_task_names
 from gates.models import teacher_subject
 from gates.service import choose_row
-from gates.spec import Scope
+from gates.spec import Human, Scope
 from gates.verdicts import CriterionVerdict, GateVerdict
 
 _MEASURED = "@measured"
@@ -156,9 +156,9 @@ class _Recorded:
         """Return None: only bets are followed here."""
         return None
 
-    def human(self, study: str, alpha: float) -> MetricValue:
-        """Raise ``NotMeasuredError``."""
-        raise NotMeasuredError(f"not measured: study {study}")
+    def human(self, asked: Human, bar: float, alpha: float) -> MetricValue:
+        """Raise ``NotMeasuredError``: no bet is made on ratings."""
+        raise NotMeasuredError(f"not measured: study {asked.study}")
 
     def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:
         """Raise ``NotMeasuredError``."""

@@ -6,10 +6,12 @@ parent ended, however it ended, the server ends too.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,7 +48,19 @@ def main() -> None:
     from streamlit.web.cli import main as streamlit
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_load_first_page, daemon=True).start()
     streamlit(prog_name="streamlit")
+
+
+def _load_first_page() -> None:
+    """Import what the first page takes, a second of work, while the first browser loads its scripts."""
+    from streamlit import runtime
+
+    # What is cached for all viewers is the runtime's.
+    while not runtime.exists():
+        time.sleep(0.02)
+    for name in ("pandas", "dashboard.app", "dashboard.pages.overview"):
+        importlib.import_module(name)
 
 
 def _end_with_parent() -> None:

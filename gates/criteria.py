@@ -10,7 +10,7 @@ from cogumi.errors import BudgetError, CogumiError, InfeasibleError, RunError, U
 from cogumi.verdict import Verdict
 from evals.references.scores import MetricValue, NotMeasuredError, PairedScores
 from gates.attempts import alpha_of
-from gates.metrics import DATA_METRICS
+from gates.metrics import DATA_METRICS, PEOPLE_METRICS
 from gates.pairing import (
     Docket,
     bar_in_words,
@@ -21,9 +21,13 @@ from gates.pairing import (
     rule_of,
     with_sampling_error,
 )
-from gates.spec import Criterion
+from gates.people_rules import side_of_bar
+from gates.spec import Criterion, Human
 from gates.suites import Judgement, Pair, Rule, judge
-from gates.verdicts import CriterionVerdict, TaskVerdict
+from gates.verdicts import SIMULATED_RATERS, CriterionVerdict, TaskVerdict
+
+# Whoever made the raters up set what they say: it shows that the study works, and nothing else.
+_MADE_UP = f"{SIMULATED_RATERS}: these can never decide"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def look(docket: Docket, criterion: Criterion, *, bounds: bool = True) -> Look:
     """Judge a criterion on recorded evidence; ``bounds=False`` skips the search for confidence bounds."""
     try:
         if criterion.human is not None:
-            found = Look(_human_verdict(docket, criterion, criterion.human.study))
+            found = Look(_human_verdict(docket, criterion, criterion.human))
         elif criterion.threshold is not None and criterion.item_rate is None:
             found = Look(_metric_verdict(docket, criterion, criterion.threshold.metric))
         else:
@@ -274,24 +278,24 @@ def _metric_verdict(docket: Docket, criterion: Criterion, metric: str) -> Criter
         verdict = Verdict.FAIL
     else:
         verdict, note = Verdict.UNDECIDED, _join(note, "the bar lies within the interval: measure more")
+    if found.simulated and metric in PEOPLE_METRICS:
+        verdict, note = Verdict.UNDECIDED, _join(_MADE_UP, note)
     # Of data and costs the line itself says so, as they have no reference.
-    note = _join("simulated reference" if found.simulated and metric not in DATA_METRICS else "", note)
+    elif found.simulated and metric not in DATA_METRICS:
+        note = _join("simulated reference", note)
     return _with_value(docket, _empty(docket, criterion, verdict, note), found)
 
 
-def _human_verdict(docket: Docket, criterion: Criterion, study: str) -> CriterionVerdict:
+def _human_verdict(docket: Docket, criterion: Criterion, asked: Human) -> CriterionVerdict:
     """Compare the mean rating of people with its bar: its lower bound must lie above."""
-    found = docket.source.human(study, docket.spec.alpha)
-    note = found.note
+    found = docket.source.human(asked, criterion.bar, docket.spec.alpha)
+    verdict, note = side_of_bar(found.lower, found.upper, criterion.bar), found.note
     if found.simulated:
-        # Whoever made the raters up set what they say: it shows that the study works, and nothing else.
-        verdict, note = Verdict.UNDECIDED, _join("simulated raters: these can never decide", note)
-    elif found.lower > criterion.bar:
-        verdict = Verdict.PASS
-    elif found.upper < criterion.bar:
-        verdict = Verdict.FAIL
-    else:
-        verdict, note = Verdict.UNDECIDED, _join(note, "the bar lies within the interval: ask more people")
+        verdict, note = Verdict.UNDECIDED, _join(_MADE_UP, found.undecided, note)
+    elif found.undecided:
+        verdict, note = Verdict.UNDECIDED, _join(found.undecided, note)
+    elif verdict is Verdict.UNDECIDED:
+        note = _join("the bar lies within the interval: rate more tasks, or ask more people", note)
     return _with_value(docket, _empty(docket, criterion, verdict, note), found)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from evals.references.scores import MetricValue, PairedScores, ReferenceScores
+from gates.spec import Human
 
 
 class EvidenceSource(Protocol):
@@ -43,8 +44,11 @@ class EvidenceSource(Protocol):
         """Return what arithmetic allows a metric at best before it is measured, and why; None if unknown."""
         ...
 
-    def human(self, study: str, alpha: float) -> MetricValue:
-        """Return the mean rating of a closed study, 1 to 10, bounded on each side at level ``alpha``."""
+    def human(self, asked: Human, bar: float, alpha: float) -> MetricValue:
+        """Return the mean rating of a closed study, 1 to 10, bounded on each side at level ``alpha``.
+
+        ``undecided`` says why the study cannot decide on the ``bar``, where it cannot.
+        """
         ...
 
     def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:

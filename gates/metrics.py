@@ -94,9 +94,15 @@ _SYSTEM = {
     "system_bytes_download": "bytes of everything that a user downloads",
     "digest_mismatches": "published files whose digest differs after download",
     "api_client_failures": "calls of the providers' own client that the inference API answers wrongly",
-    "human_raters": "people who finished their share of the study",
-    "human_tasks": "tasks that were rated in the study",
 }
+
+_PEOPLE = {
+    "human_raters": "raters who finished their share of the study",
+    "human_tasks": "tasks that those raters rated in the study",
+}
+
+PEOPLE_METRICS = frozenset(_PEOPLE)
+"""Counts of a closed study of people."""
 
 METRICS: dict[str, str] = {
     "truncation_rate": "share of answers that the token limit cut off",
@@ -105,5 +111,6 @@ METRICS: dict[str, str] = {
     **_SPEED,
     **_COMPRESSION,
     **_SYSTEM,
+    **_PEOPLE,
 }
 """Every metric by name, with its meaning; money is in dollars, sizes are in bytes, decimal."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogumi.errors import InfeasibleError, RunError, UsageError, nearest
-from cogumi.evidence import Decoding
+from cogumi.evidence import Decoding, is_measured
 from cogumi.feasibility import check_size, least_bytes, mask_reason
 from cogumi.profile import GateStep, MeasureStep, Profile
 from cogumi.quick_book import QuickBook
@@ -19,13 +19,17 @@ from evals.measure import Measurement, Measurer
 from evals.references.answers import answers_subject
 from evals.references.registry import ReferenceRow, load_all
 from evals.references.scores import MetricValue, NotMeasuredError, PairedScores, ReferenceScores
-from evals.tasks import suite_task_names
+from evals.tasks import MICRO, suite_task_names
 from evals.types import Task
 from gates.engine import decide
-from gates.metrics import DATA_METRICS, EXACT, SIZES
+from gates.metrics import DATA_METRICS, EXACT, PEOPLE_METRICS, SIZES
 from gates.models import tasks_of, teacher_subject
-from gates.spec import GateSpec, load_gate
+from gates.people_evidence import PLANS_STUDY, closed_study, people_count, rating
+from gates.spec import GateSpec, Human, load_gate
 from gates.verdicts import GateVerdict
+
+if TYPE_CHECKING:
+    from evals.human.frozen import Frozen
 
 Teachers = Callable[[], Mapping[str, TeacherConfig]]
 
@@ -68,6 +72,8 @@ class ProfileEvidence:
         self._teachers = teachers
         self._open: dict[tuple[str, str], Measurement] = {}
         self._tasks: dict[str, list[Task]] = {}
+        self._study = spec.study if spec is not None else None
+        self._studies: dict[str, Frozen] = {}
 
     def _task(self, suite: str, name: str) -> Task:
         if suite not in self._tasks:
@@ -119,10 +125,19 @@ class ProfileEvidence:
 
     def _teacher_reference(self, name: str, task: Task) -> ReferenceScores:
         subject = teacher_subject(self._profile, name)
+        missing = NotMeasuredError(f"not measured: the reference {name}, as no artifact was given")
+        evidence = self._measurer.workspace.evidence
+        if (
+            self._subject is None
+            and task.name in MICRO
+            and not is_measured(evidence, subject.digest, task.name)
+        ):
+            # Before its questions are written: a plan has no use for them. Other tasks may lack their data.
+            raise missing
         measurement = self._measurement(subject, task)
         if measurement.file.count() < measurement.n_total:
             if self._subject is None:
-                raise NotMeasuredError(f"not measured: the reference {name}, as no artifact was given")
+                raise missing
             url = self._teachers()[name].base_url
             live = self._measurer.measurement(
                 replace(subject, base_url=url), task, by_cluster=self._by_cluster
@@ -166,9 +181,18 @@ class ProfileEvidence:
                 return float(mask), mask_reason(model, mask)
         return None
 
-    def human(self, study: str, alpha: float) -> MetricValue:
-        """Raise ``NotMeasuredError``: no study has been closed."""
-        raise NotMeasuredError("not measured: no closed study")
+    def human(self, asked: Human, bar: float, alpha: float) -> MetricValue:
+        """Return what people said in a closed study; raises ``NotMeasuredError`` where none is closed.
+
+        That is the judged artifact where it is a study itself, else the workspace's study of that name.
+        """
+        return rating(self._closed(asked.study), asked, bar, alpha)
+
+    def _closed(self, study: str) -> Frozen:
+        if study not in self._studies:
+            folder = self._subject.path if self._subject is not None else None
+            self._studies[study] = closed_study(self._measurer.workspace.root, study, folder)
+        return self._studies[study]
 
     def metric(self, metric: str, suite: str | None, alpha: float) -> MetricValue:
         """Return a number that the artifact's manifest holds: what its stage measured, or a count of its own.
@@ -176,6 +200,12 @@ class ProfileEvidence:
         Raises ``NotMeasuredError`` for one that it does not hold, with the reason where the stage gave one,
         and for an interval that is less sure than ``alpha`` asks.
         """
+        if metric in PEOPLE_METRICS:
+            try:
+                return people_count(self._closed(self._study or PLANS_STUDY), metric)
+            except NotMeasuredError as error:
+                # Why there is none is told where the ratings are asked for.
+                raise NotMeasuredError(f"not measured: {metric}") from error
         if self._subject is None:
             raise NotMeasuredError(f"not measured: {metric}")
         facts = self._subject.facts

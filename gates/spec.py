@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from cogumi.errors import UsageError, nearest
 from cogumi.strict_yaml import load_strict
@@ -23,7 +23,7 @@ BEST_RATING = 10
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class Relative(_Strict):
@@ -59,9 +59,13 @@ class Threshold(_Strict):
 
 
 class Human(_Strict):
-    """The mean rating that people give in a study, on a scale of 1 to 10."""
+    """The mean rating that people give in a study, on a scale of 1 to 10.
+
+    ``raters``: how many must have finished their share before the study decides anything.
+    """
 
     study: str
+    raters: Annotated[int, Field(ge=2)] = 100
 
 
 KINDS = ("relative", "retention", "threshold", "human")
@@ -145,6 +149,7 @@ class GateSpec(_Strict):
     alpha: Annotated[float, Field(gt=0, le=0.5)]
     scope: Scope = "benchmark"
     criteria: Annotated[list[Criterion], Field(min_length=1)]
+    _study: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> GateSpec:
@@ -153,7 +158,16 @@ class GateSpec(_Strict):
             raise ValueError("two criteria have the same id")
         if self.scope == "population" and any(c.combine == "pooled_items" for c in self.criteria):
             raise ValueError("pooled_items has no meaning in scope population; use mean_of or all_of")
+        studies = {criterion.human.study for criterion in self.criteria if criterion.human is not None}
+        if len(studies) > 1:
+            raise ValueError(f"a gate asks about one study, not about {' and '.join(sorted(studies))}")
+        self._study = next(iter(studies), None)
         return self
+
+    @property
+    def study(self) -> str | None:
+        """The study of people that the gate asks about, if it does; also of a part that ``only`` kept."""
+        return self._study
 
     @property
     def about_data(self) -> bool:

@@ -8,9 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from cogumi.verdict import Verdict, combine
-from gates.metrics import DATA_METRICS
+from gates.metrics import DATA_METRICS, PEOPLE_METRICS
 
 Comparison = Literal[">=", "<="]
+
+SIMULATED_RATERS = "simulated raters"
+"""What every verdict on made-up raters says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,14 @@ class GateVerdict:
         return f"{asked} of {asked + len(self.left_out)} criteria, the profile's choice"
 
     @property
+    def only_simulated_raters(self) -> bool:
+        """Whether it is UNDECIDED for nothing but that its raters are simulated, as in a rehearsal."""
+        open_ones = [one for one in self.criteria if one.verdict is Verdict.UNDECIDED]
+        return self.verdict is Verdict.UNDECIDED and all(
+            one.simulated_part == SIMULATED_RATERS for one in open_ones
+        )
+
+    @property
     def exit_code(self) -> int:
         """The process exit code of the contract."""
         return self.verdict.exit_code
@@ -118,6 +129,7 @@ class GateVerdict:
             "criteria": [criterion.to_json() for criterion in self.criteria],
             "title": self.title,
             "left_out": list(self.left_out),
+            "only_simulated_raters": self.only_simulated_raters,
         }
 
     @classmethod
@@ -137,8 +149,8 @@ class GateVerdict:
 
 def simulated_part(measure: str) -> str:
     """Say what is simulated in a number of this name, where something is."""
-    if measure == "rating":
-        return "simulated raters"
+    if measure == "rating" or measure in PEOPLE_METRICS:
+        return SIMULATED_RATERS
     if measure not in DATA_METRICS:
         return "simulated reference"
     return "simulated costs" if measure.startswith("usd_") else "simulated data"

@@ -1,4 +1,4 @@
-"""What is built: generation, training, compression, meta-learning."""
+"""What is built: generation, training, compression, meta-learning, studies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def all_stages() -> StageRegistry:
     from pipeline.compression import STAGES as COMPRESSION
     from pipeline.generation import STAGES as GENERATION
     from pipeline.meta import STAGES as META
+    from pipeline.people import STAGES as PEOPLE
     from pipeline.training import STAGES as TRAINING
 
-    return StageRegistry({**GENERATION, **TRAINING, **COMPRESSION, **META})
+    return StageRegistry({**GENERATION, **TRAINING, **COMPRESSION, **META, **PEOPLE})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
+from cogumi.gpu_cost import gpu_hours
 from reports import frontier, rows, text
 from reports.card_head import card_head, model_name, simulated_steps, tasks_once
 from reports.origins import Origin
@@ -314,22 +315,51 @@ def _bytes_told(count: int | None) -> str:
 def _environment(report: Report, artifact: ArtifactPart, origin: Origin) -> Iterator[str]:
     yield "## Environmental Impact"
     yield ""
-    cells = []
-    for name, step in _lineage(report, artifact, origin):
-        part = step.training
-        if part is None:
-            continue
-        hours = "no GPU" if part.gpus == 0 else text.UNKNOWN
-        hours = hours if part.gpu_hours is None else f"{part.gpu_hours:.3g}"
-        cells.append((name, hours, text.duration(part.seconds), text.energy(part.joules)))
-    if cells:
-        yield from table(["Training", "GPU hours", "Time", "Energy"], cells)
+    took = [
+        (name, step, _gpu_hours(step))
+        for name, step in _lineage(report, artifact, origin)
+        if step.training is not None or _gpu_hours(step) is not None
+    ]
+    if took:
+        yield from table(
+            ["Training or other work on GPUs", "GPU hours", "Time", "Energy"],
+            ((name, _hours_told(step, hours), *_time_and_energy(step)) for name, step, hours in took),
+        )
     else:
         yield "No training of this run went into it."
-    gpu = report.money.gpu
     yield ""
+    yield f"- This model and all that it was made from: {_recipe_told([(step, h) for _, step, h in took])}."
+    gpu = report.money.gpu
     yield f"- Whole run: {escaped(text.gpu_told(gpu))}" if gpu else "- Whole run: no GPU hours."
     yield "- Carbon emitted: unknown; where the electricity came from was not recorded."
+
+
+def _gpu_hours(step: StepPart) -> float | None:
+    """Return the GPU hours behind a step's content, also where another run spent them."""
+    return step.training.gpu_hours if step.training is not None else gpu_hours(step.metrics)
+
+
+def _hours_told(step: StepPart, hours: float | None) -> str:
+    if hours is not None:
+        return f"{hours:.3g}"
+    return "no GPU" if step.training is not None and step.training.gpus == 0 else text.UNKNOWN
+
+
+def _time_and_energy(step: StepPart) -> tuple[str, str]:
+    part = step.training
+    if part is not None:
+        return text.duration(part.seconds), text.energy(part.joules)
+    joules = step.metrics.get("joules")
+    return text.duration(step.seconds), text.energy(joules if isinstance(joules, int | float) else None)
+
+
+def _recipe_told(took: list[tuple[StepPart, float | None]]) -> str:
+    """Say what the recipe of a model took: its own steps, without attempts that came to nothing."""
+    known = [hours for _, hours in took if hours is not None]
+    unknown = any(_hours_told(step, hours) == text.UNKNOWN for step, hours in took)
+    if not known:
+        return "GPU hours unknown" if unknown else "no GPU hours"
+    return f"{'at least ' if unknown else ''}{sum(known):.3g} GPU hours"
 
 
 def _licence(report: Report, origin: Origin) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the workspace and the database of whoever runs the tests out of them."""
-    for name in ("COGUMI_WORKSPACE", "COGUMI_DATABASE_URL"):
+    for name in ("COGUMI_WORKSPACE", "COGUMI_DATABASE_URL", "COGUMI_STUDY_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -112,3 +113,25 @@ def browser() -> str:
     if named:
         pytest.fail(f"COGUMI_TEST_BROWSER names no program: {named}")
     pytest.skip("no browser: install chromium or set COGUMI_TEST_BROWSER")
+
+
+@pytest.fixture
+def postgresql_url() -> Iterator[str]:
+    """An empty database on the server of ``COGUMI_TEST_POSTGRES_URL``, dropped after the test."""
+    from sqlalchemy import create_engine, make_url, text
+
+    given = os.environ.get("COGUMI_TEST_POSTGRES_URL")
+    if not given:
+        pytest.fail("COGUMI_TEST_POSTGRES_URL is not set; `make test-postgresql` starts a server and sets it")
+    url = make_url(given)
+    name = f"cogumi_test_{uuid.uuid4().hex}"
+    server = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with server.connect() as connection:
+            # A test that failed may have left its connections open.
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        server.dispose()

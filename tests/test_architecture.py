@@ -178,6 +178,47 @@ def test_stage_packages_are_light() -> None:
     assert heavy_after_import(", ".join(packages)) == []
 
 
+def loaded_by(*arguments: str) -> set[str]:
+    """Run the command line in a fresh interpreter and return what it has imported when it ends."""
+    code = (
+        "import sys\nfrom cogumi.cli import main\n"
+        f"try: main({list(arguments)!r})\nexcept SystemExit as end: code = end.code\n"
+        "print('LOADED', code, *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+    )
+    words = done.stdout.rpartition("LOADED ")[2].split()
+    # A plan with a target that nothing can meet ends with 4.
+    assert words[:1] in (["0"], ["4"]), done.stderr
+    return set(words)
+
+
+PLAN_NEVER = {
+    "cogumi.cli.run", "cogumi.cli.gate", "cogumi.cli.report", "evals.lint.leaks", "lm_eval", "scipy",
+    "pipeline.compression.fidelity", "pipeline.compression.gptq", "pipeline.compression.tensor_file",
+    "pipeline.compression.width_cut", "pipeline.generation.leaks", "pipeline.local_teacher", *HEAVY,
+}  # fmt: skip
+"""A command that needs no model answers within a second: it loads what its profile names, and no more."""
+
+
+def test_a_plan_loads_the_stages_of_its_profile_alone(tmp_path: Path) -> None:
+    for profile in ("rehearsal", "llama-3.1-8b"):
+        loaded = loaded_by("--workspace", str(tmp_path / "w"), "plan", "--profile", profile)
+        assert loaded & PLAN_NEVER == set()
+        assert {"pipeline.compression.awq", "pipeline.generation.merge"} <= loaded
+    assert "pipeline.training.micro_model" not in loaded
+
+
+def test_help_of_a_command_loads_no_other() -> None:
+    for command in ("gate", "status", "report"):
+        loaded = loaded_by(command, "--help")
+        packages = {"pipeline", "gates", "evals", "reports", "dashboard", "numpy"}
+        assert {name.partition(".")[0] for name in loaded} & packages == set()
+        files = {"gate", "status", "report", "evaluate", "plan", "run", "export"}
+        assert {name for name in files if f"cogumi.cli.{name}" in loaded} == {command}
+
+
 def test_requirements_are_pinned_and_none_is_refused() -> None:
     pinned = pins()
     assert refused_requirements(declared_requirements() + list(pinned)) == []

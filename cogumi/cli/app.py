@@ -47,7 +47,7 @@ def _common(
 
 _COMMANDS = (
     "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard",
-    "export",
+    "humaneval", "export",
 )  # fmt: skip
 _FILES = {"eval": "evaluate"}
 """Files that are not called as their command."""

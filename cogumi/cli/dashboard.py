@@ -21,6 +21,7 @@ import typer
 
 from cogumi.cli.common import JsonOption, WorkspaceOption, echo_json, place, say
 from cogumi.errors import RunError, UsageError
+from cogumi.processes import end_process
 from cogumi.workspace import WORKSPACE_ENV, Workspace
 
 _HELP = """Show the workspace in a browser: gates, quality against size, items, cost. It changes nothing.
@@ -73,7 +74,7 @@ def dashboard(
                 if process.poll() is not None:
                     raise RunError(f"the dashboard's server ended by itself (exit {process.returncode})")
         finally:
-            _stop(process)
+            end_process(process, _END_S)
 
 
 @contextmanager
@@ -184,16 +185,3 @@ def _open(url: str) -> None:
 
     # A browser may hold on to whoever starts it: the address is printed, so nothing waits for it.
     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server, which goes by itself when it is told to."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdin is not None:
-        process.stdin.close()

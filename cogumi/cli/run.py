@@ -212,4 +212,6 @@ def _say_verdicts(where: Place, name: str, profile: Profile) -> None:
         if isinstance(step, GateStep):
             row = latest.get(step.gate)
             told = f"{row['verdict']} on attempt {row['attempt']}" if row else "not decided"
+            if row and row["document"].get("only_simulated_raters"):
+                told += ", as its raters are simulated: told, not counted"
             say(f"  gate {step.gate}: {told}")

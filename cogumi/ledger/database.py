@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import DatabaseError
 
-from cogumi.errors import RunError, UsageError
+from cogumi.database import connect_engine, reason, sqlite_url, writing
+from cogumi.errors import RunError
 from cogumi.ledger.schema import HEAD_REVISION
 from cogumi.workspace import DATABASE_URL_ENV, LEDGER_FILE
 
-_WRITE_LOCK = 0x636F67756D69  # "cogumi": advisory locks share one space of numbers in a database
+__all__ = ["current_revision", "migrate", "open_engine", "writing"]
 
 
 def open_engine(workspace: Path, url: str | None = None) -> Engine:
@@ -24,56 +22,13 @@ def open_engine(workspace: Path, url: str | None = None) -> Engine:
     Raises ``UsageError`` on a URL that SQLAlchemy cannot read, ``RunError`` when the database cannot be
     opened or is newer than this program. The URL itself is never shown: it may hold a password.
     """
-    url = url or os.environ.get(DATABASE_URL_ENV) or f"sqlite:///{workspace / LEDGER_FILE}"
-    if url.startswith("postgresql://"):
-        url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
-    try:
-        engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    except Exception as error:
-        raise UsageError(
-            f"{DATABASE_URL_ENV}: no usable database URL ({type(error).__name__}); "
-            "give sqlite:///FILE or postgresql://USER@HOST/NAME (extra: pip install 'cogumi[postgresql]')"
-        ) from None
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _sqlite_pragmas)
-        event.listen(engine, "begin", _sqlite_begin)
+    url = url or os.environ.get(DATABASE_URL_ENV) or sqlite_url(workspace / LEDGER_FILE)
+    engine = connect_engine(url, DATABASE_URL_ENV)
     try:
         _ensure_schema(engine)
-    except (OperationalError, DatabaseError) as error:
-        reason = str(error.orig).splitlines()[0] if error.orig else type(error).__name__
-        raise RunError(f"cannot open the ledger ({engine.dialect.name}): {reason}") from None
+    except DatabaseError as error:
+        raise RunError(f"cannot open the ledger ({engine.dialect.name}): {reason(error)}") from None
     return engine
-
-
-@contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """Open the database's one write transaction: commits at the end, rolls back on an exception."""
-    with (
-        engine.connect() as plain,
-        plain.execution_options(cogumi_write=True) as connection,
-        connection.begin(),
-    ):
-        if engine.dialect.name == "postgresql":
-            # What BEGIN IMMEDIATE is to SQLite: whoever reads and then writes, migrations too, waits here.
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _WRITE_LOCK})
-        yield connection
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    # A transaction that reads and then writes must hold the write lock from its start: SQLite refuses to
-    # upgrade a read snapshot that another writer has overtaken.
-    write = connection.get_execution_options().get("cogumi_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    # The driver's own implicit transactions leave DDL outside; with None, ours above hold for migrations too.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    # WAL lets the dashboard read while a run writes; FULL makes an acknowledged commit survive power loss.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def current_revision(engine: Engine) -> str | None:

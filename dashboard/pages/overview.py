@@ -174,14 +174,13 @@ def _line(drawn: _Drawn) -> None:
         for phase in drawn.phases:
             with st.container(border=True, width=164, height="stretch", gap="small"):
                 number = f"{phase.number}. " if phase.number else ""
-                st.markdown(f"**{number}{phase.name}**")
-                st.markdown(_PHASE.get(phase.state) or kit.badge(phase.state))
-                st.caption(_phase_told(phase))
+                state = _PHASE.get(phase.state) or kit.badge(phase.state)
+                st.markdown(f"**{number}{phase.name}**\n\n{state}\n\n{kit.small(_phase_told(phase))}")
 
 
 def _phase_told(phase: Phase) -> str:
     if phase.state == NOT_ASKED:
-        return f"plan: {kit.safe(phase.plan)}"
+        return f"plan: {phase.plan}"
     parts = []
     if phase.gates:
         held = sum(gate.verdict == Verdict.PASS for gate in phase.gates)
@@ -192,7 +191,7 @@ def _phase_told(phase: Phase) -> str:
     if phase.seconds is not None:
         parts.append(duration(phase.seconds))
     if phase.plan:
-        parts.append(f"plan: {kit.safe(phase.plan)}")
+        parts.append(f"plan: {phase.plan}")
     return " · ".join(parts)
 
 

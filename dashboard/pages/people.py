@@ -10,6 +10,7 @@ import streamlit as st
 
 from cogumi.errors import CogumiError
 from dashboard import kit
+from dashboard.study_page import draw_artifact, draw_studies
 from gates.metrics import METRICS
 from gates.render import number
 from gates.spec import BEST_RATING, Criterion, GateSpec, load_gate
@@ -54,7 +55,7 @@ def draw(view: View) -> None:
     _summary(asked)
     for one in asked:
         _gate(one)
-    _progress(asked)
+    _progress(view, asked)
     _next(view, asked)
 
 
@@ -111,6 +112,14 @@ def _verdicts(view: View, faults: list[str]) -> dict[str, tuple[GateVerdict, str
 
 def _rating(one: Asked) -> Criterion | None:
     return next((each for each in one.criteria if each.human is not None), None)
+
+
+def _bar(asked: list[Asked]) -> float:
+    """Return the bar of the first gate that has one on ratings, else the plan's."""
+    from gates.people import BAR
+
+    ratings = filter(None, map(_rating, asked))
+    return next((one.bar for one in ratings), BAR)
 
 
 def _least(one: Asked, metric: str) -> float | None:
@@ -184,14 +193,20 @@ def _number(value: float | None) -> str:
     return "–" if value is None else number(value)
 
 
-def _progress(asked: list[Asked]) -> None:
-    """Say what is known of a study: nothing before it is closed, and then what the verdict above has."""
+def _progress(view: View, asked: list[Asked]) -> None:
+    """Draw the workspace's studies; without one say what is known: what the verdict above has, or nothing."""
     st.header("Progress and analysis")
+    if draw_studies(view, _bar(asked)):
+        return
     closed = [
         one
         for one in asked
         if (rating := _rating(one)) and (found := one.found(rating)) and found.value is not None
     ]
+    judged = [one.verdict.artifact for one in closed if one.verdict is not None]
+    drawn = [draw_artifact(view, digest, _bar(asked)) for digest in dict.fromkeys(judged)]
+    if any(drawn):
+        return
     if closed:
         st.markdown("The study is closed: its mean, bounds and verdict are those of the table above.")
         return
@@ -221,4 +236,4 @@ def _next(view: View, asked: list[Asked]) -> None:
     else:
         st.markdown("The profile of the whole plan has this gate; see what its run would take:")
         command = "cogumi plan --profile llama-3.1-8b"
-    st.code(command, language="bash", wrap_lines=True)
+    st.code(command, language=None, wrap_lines=True)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from cogumi.errors import RunError
+from cogumi.processes import end_process
 from pipeline.local_teacher.options import READY, TeacherOptions
 
 
@@ -53,18 +54,8 @@ class LocalTeacher:
     def stop(self) -> None:
         """End the process and wait for it."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        process.wait()
+        if process is not None:
+            end_process(process, 5)
 
     def kill(self) -> None:
         """End the process at once (SIGKILL), as a power cut would."""

@@ -13,7 +13,8 @@ from cogumi.cli.app import application
 from cogumi.ledger import Ledger
 
 COMMANDS = (
-    "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard", "export",
+    "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard",
+    "humaneval", "export",
 )  # fmt: skip
 
 

@@ -190,6 +190,29 @@ def test_stops_with_the_code_of_the_gate(tmp_path: Path, verdict: str, code: int
     assert (row["exit_code"], row["status"]) == (code, "stopped")
 
 
+class MadeUpRaters(LengthJudge):
+    """Says of every UNDECIDED whether simulated raters alone are the reason."""
+
+    def __init__(self, only: bool) -> None:
+        super().__init__(99, "UNDECIDED")
+        self.only = only
+
+    def decide(self, step: GateStep, artifact: Artifact, baseline: Artifact | None) -> Mapping[str, Any]:
+        return {**super().decide(step, artifact, baseline), "only_simulated_raters": self.only}
+
+
+def test_simulated_raters_are_told_and_not_counted(tmp_path: Path) -> None:
+    chosen = profile([{"text": "b"}, {"text": "bb"}])
+    outcome, ran, workspace = go(tmp_path / "one", chosen, MadeUpRaters(only=True))
+    assert (outcome.exit_code, outcome.status) == (0, "done")
+    assert outcome.note.endswith("gate phase1 is UNDECIDED, as its raters are simulated")
+    # Nothing is tried harder, and what comes after the gate is done.
+    assert ran == ["a", "b", "c"]
+    assert [row["verdict"] for row in workspace.ledger.verdicts("r")] == ["UNDECIDED"]
+    counted, _, _ = go(tmp_path / "other", chosen, MadeUpRaters(only=False))
+    assert counted.exit_code == 3
+
+
 @pytest.mark.parametrize("fault", ["disk", "wrapped disk"])
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, fault: str) -> None:
     outcome, _, workspace = go(tmp_path, profile([{"text": "b", "fault": fault}]))

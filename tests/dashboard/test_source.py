@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +240,38 @@ def test_a_report_is_built_once_for_a_state(copied: Path, monkeypatch: pytest.Mo
     part = next((copied / "evidence").rglob("*.parquet"))
     part.rename(part.with_name("gone"))
     assert open_view(copied, RUN).evidence() is not index
+
+
+def test_the_state_of_evidence_is_another_after_every_change_of_a_file(copied: Path) -> None:
+    def state() -> object:
+        return ReadOnlyWorkspace(copied).evidence_state()
+
+    # As if all was written a minute ago: settled folders are not listed again, and files are still seen.
+    for path in [*(copied / "evidence").rglob("*"), copied / "evidence"]:
+        os.utime(path, (0, time.time() - 60))
+    seen = [state()]
+    assert state() == seen[0]
+    part = next((copied / "evidence").rglob("*.parquet"))
+    whole = part.read_bytes()
+    # Broken in place: same folder, same name, same size.
+    part.write_bytes(b"x" * len(whole))
+    seen.append(state())
+    (part.parent / "part-00000099.parquet").write_bytes(b"")
+    seen.append(state())
+    part.unlink()
+    seen.append(state())
+    meta = part.with_name("meta.json")
+    meta.write_text(meta.read_text() + " ")
+    seen.append(state())
+    (copied / "references").mkdir(exist_ok=True)
+    (copied / "references" / "mine.yaml").write_text("a: 1")
+    seen.append(state())
+    (copied / "references" / "mine.yaml").write_text("a: 12")
+    seen.append(state())
+    shutil.rmtree(part.parent)
+    seen.append(state())
+    assert len(set(seen)) == len(seen)
+    assert ReadOnlyWorkspace(copied / "nowhere").evidence_state()
 
 
 def test_only_the_last_values_are_kept_and_no_error_is() -> None:

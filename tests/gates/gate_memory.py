@@ -16,7 +16,7 @@ from evals.references.scores import (
     PairedScores,
     ReferenceScores,
 )
-from gates.spec import GateSpec
+from gates.spec import GateSpec, Human
 
 FloatArray = npt.NDArray[np.float64]
 FAMILY = "ifeval/prompt_level_strict/0-shot-chat"
@@ -96,10 +96,10 @@ class Memory:
     def best_possible(self, metric: str) -> tuple[float, str] | None:
         return self.best.get(metric)
 
-    def human(self, study: str, alpha: float) -> MetricValue:
-        if study not in self.studies:
+    def human(self, asked: Human, bar: float, alpha: float) -> MetricValue:
+        if asked.study not in self.studies:
             raise NotMeasuredError("not measured: no closed study")
-        return self.studies[study]
+        return self.studies[asked.study]
 
 
 class Attempts:

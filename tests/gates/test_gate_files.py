@@ -62,6 +62,7 @@ AT_LEAST = {
         **{"code": 1.2, "reasoning": 1.05, "automation": 1.1, "human": 8, "raters": 100},
         **{"rated_tasks": 20},
     },
+    "phase8-people": {"human": 8, "raters": 100, "rated_tasks": 20},
 }
 AT_MOST = {
     "phase1": {"stops": 0.01},
@@ -87,6 +88,7 @@ AT_MOST = {
     "phase6": {},
     "phase7": {"size": 890e6, "digests": 0, "api": 0},
     "phase8": {},
+    "phase8-people": {},
 }
 
 

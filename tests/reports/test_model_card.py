@@ -77,6 +77,28 @@ def test_sections_hold_sizes_verdicts_training_and_energy(filled: Maker) -> None
     assert "gpt-4o-mini" in document.partition("## Licence")[2]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "told"),
+    [({"gpus": 2.0, "gpu_hours": 1.5}, "1.75 GPU hours"), ({}, "at least 0.25 GPU hours")],
+)
+def test_gpu_hours_of_the_recipe_are_those_of_its_own_steps(
+    maker: Maker, gpus: dict[str, float], told: str
+) -> None:
+    trained: dict[str, Any] = {"tokens_seen": 9_000, "parameters": 1_000}
+    failed, passed = (maker.artifact("model", 1_000 + size, **trained, steps=size) for size in (1, 2))
+    pruned = maker.artifact("model", 900, inputs={"model": passed.digest}, parameters=900)
+    shipped = maker.artifact("gguf", 500, inputs={"model": pruned.digest}, parameters=900)
+    maker.step("base", 1, failed, seconds=60.0, gpus=1.0, gpu_hours=4.0)
+    maker.step("base", 2, passed, seconds=60.0, **gpus)
+    maker.step("pruned", 1, pruned, seconds=30.0, gpus=1.0, gpu_hours=0.25)
+    maker.step("q4", 1, shipped, seconds=1.0)
+    report, _, document = card_of(maker, "q4")
+    assert f"- This model and all that it was made from: {told}." in document
+    assert "| pruned | 0.25 |" in re.sub(" +", " ", document)
+    assert report.money.gpu is not None
+    assert report.money.gpu.hours == 4.25 + gpus.get("gpu_hours", 0.0)
+
+
 def test_the_shipped_model_is_that_of_the_last_pass(filled: Maker) -> None:
     report = build_report(filled.workspace, filled.run)
     part = chosen(report)

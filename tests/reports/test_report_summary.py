@@ -17,6 +17,7 @@ from cogumi.cli import main
 from cogumi.errors import RunError
 from cogumi.evidence import EvidenceFile, EvidenceKey, Record
 from cogumi.workspace import Workspace
+from reports import measured
 from reports.measured import EvidenceIndex, Measured
 from reports.model import build_report
 from reports.summary import LIMIT, render_summary
@@ -151,3 +152,49 @@ def test_a_cell_that_is_no_number_names_the_folder(tmp_path: Path, column: list[
     with pytest.raises(RunError, match="broken evidence") as error:
         EvidenceIndex(workspace).best("a", "t")
     assert str(file.folder) in str(error.value)
+
+
+def test_a_measurement_is_read_again_only_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    records = [Record(k, f"i{k}", "", float(k), "stop", 1, 1, 0.1, 0.0, "p", "o", {}) for k in range(2)]
+    files = [EvidenceFile(workspace.evidence, EvidenceKey(name, "t", {"items": "x"})) for name in "ab"]
+    for file in files:
+        file.append(records[:1], n_total=2, facts={})
+    read: list[str] = []
+
+    def counted(file: EvidenceFile) -> Measured:
+        read.append(file.key.artifact)
+        return really(file)
+
+    really = measured._read
+    monkeypatch.setattr(measured, "_read", counted)
+
+    def scores() -> dict[str, list[float]]:
+        index = EvidenceIndex(workspace)
+        return {name: index.all(name, "t")[0].scores.tolist() for name in "ab"}
+
+    assert scores() == scores() == {"a": [0.0], "b": [0.0]}
+    assert read == ["a", "b"]
+    files[1].append(records[1:], n_total=2, facts={})
+    assert scores() == {"a": [0.0], "b": [0.0, 1.0]}
+    assert read == ["a", "b", "b"]
+    # Broken where it stands: no older answer hides it.
+    (files[1].folder / "items.parquet").write_bytes(b"no parquet")
+    with pytest.raises(RunError, match="broken evidence"):
+        scores()
+
+
+def test_what_is_kept_of_measurements_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for name in "abc":
+        records = [Record(k, f"i{k}", "", 1.0, "stop", 1, 1, 0.1, 0.0, "p", "o", {}) for k in range(10)]
+        EvidenceFile(workspace.evidence, EvidenceKey(name, "t", {})).append(records, n_total=10, facts={})
+    kept = measured._Kept()
+    monkeypatch.setattr(measured, "_KEPT", kept)
+    monkeypatch.setattr(measured, "_MOST_BYTES", 2 * 80)
+    index = EvidenceIndex(workspace)
+    assert [index.all(name, "t")[0].n for name in "abc"] == [10, 10, 10]
+    assert [folder.parts[-3] for folder in kept._found] == ["b", "c"]
+    assert kept._bytes == 160
