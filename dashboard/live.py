@@ -24,6 +24,8 @@ from reports.quality import suites_of
 _MOST_ENTRIES = 2000
 _MOST_BYTES = 4 * 2**20
 _MOST_TASKS = 64
+# Seconds by which a file's time may lag behind the clock: the kernel stamps once a tick (10 ms at 100 Hz).
+_CLOCK_SLACK = 0.02
 _LOCKS = Path("/proc/locks")
 
 
@@ -198,7 +200,7 @@ def _measuring(
     latest = 0.0
     for meta in _metas(folder):
         changed = meta.parent.stat().st_mtime
-        if changed < row.started_at:
+        if changed < row.started_at - _CLOCK_SLACK:
             continue
         about = json.loads(meta.read_text(encoding="utf-8"))
         key = EvidenceKey(about["artifact"], about["task"], about["protocol"])
