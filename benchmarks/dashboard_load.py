@@ -256,16 +256,25 @@ def below(what: str, values: Sequence[float], goal: float | None, peer: Sequence
     return Line(what, spread(values), beside, f"under {goal:g} s" if goal is not None else "", met)
 
 
-def overview_lines(context: Any, workspace: Path, runs: int, plain: Sequence[float]) -> Iterator[Line]:
-    """Yield the rows of the first page; every run has a server of its own."""
-    first, second = [], []
+def overview_lines(browser: Any, workspace: Path, folder: Path, runs: int) -> Iterator[Line]:
+    """Yield the rows of the first page; every run has servers and an empty browser cache of its own."""
+    starts: list[float] = []
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
     for _ in range(runs):
+        context = browser.new_context()
+        with bare(folder) as url:
+            answering(context, url)
+            found["bare"].append((opened(context, url, "Hello"), opened(context, url, "Hello")))
         with serving(workspace) as server:
-            answering(context, server.url)
-            first.append(opened(context, server.url, OVERVIEW))
-            second.append(opened(context, server.url, OVERVIEW))
-    yield below("Overview, first visit after start", first, OVERVIEW_S, plain)
-    yield below("Overview, second visit", second, OVERVIEW_S, plain)
+            starts.append(server.start_s)
+            found["ours"].append(
+                (opened(context, server.url, OVERVIEW), opened(context, server.url, OVERVIEW))
+            )
+        context.close()
+    yield below("from the command to its address", starts, None)
+    for number, visit in enumerate(("first visit after start", "second visit")):
+        mine, peer = ([pair[number] for pair in found[whose]] for whose in ("ours", "bare"))
+        yield below(f"Overview, {visit}", mine, OVERVIEW_S, peer)
 
 
 def quality_lines(context: Any, url: str, runs: int, plain: Sequence[float]) -> Iterator[Line]:
@@ -321,7 +330,7 @@ def measure(workspace: Path, runs: int, browser_path: str) -> Iterator[Line]:
         with bare(Path(folder)) as url:
             answering(context, url)
             plain = [opened(context, url, "Hello") for _ in range(runs + 1)][1:]
-        yield from overview_lines(context, workspace, runs, plain)
+        yield from overview_lines(browser, workspace, Path(folder), runs)
         with serving(workspace) as server:
             answering(context, server.url)
             yield from quality_lines(context, server.url, runs, plain)

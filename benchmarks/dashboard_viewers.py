@@ -52,6 +52,10 @@ async def _page(socket: Any, page: str, hashes: dict[str, str], query: str) -> V
         elif kind == "delta":
             _take(told.delta, seen)
         elif kind == "script_finished" and began:
+            if told.script_finished == ForwardMsg.FINISHED_EARLY_FOR_RERUN:
+                # The plan's estimate came in while the page was drawn: it is drawn again at once.
+                seen, began = Viewed(page, 0.0), False
+                continue
             seen.seconds = time.perf_counter() - start
             if told.script_finished != ForwardMsg.FINISHED_SUCCESSFULLY:
                 seen.broken.append(f"ended with {told.script_finished}")

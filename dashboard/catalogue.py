@@ -68,7 +68,7 @@ _CATALOGUES: Kept[Catalogue] = Kept(2)
 def catalogue(view: View) -> Catalogue:
     """Return what is measured in the view's workspace, listed once for a state of its evidence."""
     workspace = view.workspace
-    state = (str(workspace.root), workspace.evidence_state())
+    state = (str(workspace.root), workspace.evidence_state)
     return _CATALOGUES.get(state, lambda: _list(workspace.evidence))
 
 
@@ -146,7 +146,7 @@ _NAMES: Kept[Names] = Kept(8)
 def names(view: View) -> Names:
     """Return what the models of the view's run are called."""
     workspace = view.workspace
-    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state())
+    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state)
     return _NAMES.get(state, lambda: _names(view))
 
 

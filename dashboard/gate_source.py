@@ -36,7 +36,7 @@ def followed(view: View, chosen: Decided, criterion: CriterionVerdict) -> Trail:
 
 def _state(view: View) -> tuple[object, ...]:
     workspace = view.workspace
-    return (str(workspace.root), workspace.ledger.state(), workspace.evidence_state())
+    return (str(workspace.root), workspace.ledger.state(), workspace.evidence_state)
 
 
 def place_of(view: View, run: str) -> Place:

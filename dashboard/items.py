@@ -42,7 +42,8 @@ _KEYS = {
     "seconds": "i.seconds",
     "difference": "i.score - b.score",
 }
-_SHORT = tuple(name for name in COLUMNS if name not in ("prompt", "output", "details"))
+_TEXTS = ("prompt", "output", "details")
+_SHORT = tuple(name for name in COLUMNS if name not in _TEXTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,11 @@ class Items:
 
     def page(self, filters: Filters, offset: int = 0) -> Page:
         """Return a page of the items that fit; of what lies behind the last one, the first page."""
+        offset = max(0, offset)
+        if filters.text and filters.sort == "order" and not offset:
+            return self._first_page(filters)
         hit, values = _hits(filters, self._beside is not None)
         order = f"ORDER BY k {_direction(filters)}, position LIMIT {PAGE_ROWS} OFFSET $offset"
-        offset = max(0, offset)
         found = self._ask(
             f"{hit} SELECT position, (SELECT count(*) FROM hit) FROM hit {order}",
             {**values, "offset": offset},
@@ -126,6 +129,23 @@ class Items:
             return self.page(filters)
         total = int(found[0][1]) if found else 0
         return Page(total, offset, tuple(self.answers([int(row[0]) for row in found], PREVIEW)))
+
+    def _first_page(self, filters: Filters) -> Page:
+        """Return the first page of a search in the committed order, its texts taken as they are searched.
+
+        They are in memory anyway then; to read them afterwards is to unpack a part of each row group again.
+        """
+        asked, values = _asked(filters, self._beside is not None)
+        if not asked:
+            return Page(0, 0, ())
+        row = ", ".join(f"{name} := {_cut(f'i.{name}', PREVIEW)}" for name in COLUMNS)
+        first = "arg_max" if filters.descending else "arg_min"
+        top = f"{first}(struct_pack({row}), i.position, {PAGE_ROWS})"
+        total, found = self._ask(f"SELECT count(*), {top} {asked}", values)[0]
+        own = [Answer(**answer) for answer in found or ()]
+        positions = [answer.position for answer in own]
+        beside = self._answers("@beside", positions, PREVIEW) if positions and self._beside else {}
+        return Page(int(total), 0, tuple((answer, beside.get(answer.position)) for answer in own))
 
     def count(self, filters: Filters) -> int:
         """Return how many items fit."""
@@ -186,8 +206,7 @@ class Items:
         return [(own[at], beside.get(at)) for at in positions if at in own]
 
     def _answers(self, source: str, positions: Sequence[int], longest: int | None) -> dict[int, Answer]:
-        cut = "{}" if longest is None else f"left({{}}, {int(longest)})"
-        columns = [*_SHORT, *(cut.format(name) for name in ("prompt", "output", "details"))]
+        columns = [_cut(name, longest) for name in (*_SHORT, *_TEXTS)]
         # The bounds let whole row groups be passed over.
         wanted = "position BETWEEN $least AND $most AND position IN (SELECT unnest($positions))"
         rows = self._ask(
@@ -229,9 +248,21 @@ class Items:
 
 def _hits(filters: Filters, paired: bool) -> tuple[str, dict[str, Any]]:
     """Return the table ``hit(position, k)`` of the items that fit, by their sort key k, and its values."""
+    asked, values = _asked(filters, paired)
+    if not asked:
+        return "WITH hit AS (SELECT 0 AS position, 0 AS k WHERE false)", {}
+    columns = f"i.position AS position, {_KEYS[filters.sort]} AS k"
+    return f"WITH hit AS MATERIALIZED (SELECT {columns} {asked})", values
+
+
+def _asked(filters: Filters, paired: bool) -> tuple[str, dict[str, Any]]:
+    """Return FROM and WHERE of the items i that fit, b beside them, and the values in it.
+
+    Nothing where answers beside are asked about and there are none.
+    """
     beside = bool(filters.change) or filters.sort == "difference"
     if beside and not paired:
-        return "WITH hit AS (SELECT 0 AS position, 0 AS k WHERE false)", {}
+        return "", {}
     source = "@own i JOIN @beside b ON i.position = b.position" if beside else "@own i"
     wanted, values = ["true"], dict[str, Any]()
     if filters.verdict:
@@ -249,9 +280,13 @@ def _hits(filters: Filters, paired: bool) -> tuple[str, dict[str, Any]]:
             "OR regexp_matches(i.output, regexp_escape($text), 'i'))"
         )
         values["text"] = _utf8(filters.text)[:_LONGEST_TEXT]
-    columns = f"i.position AS position, {_KEYS[filters.sort]} AS k"
-    asked = f"SELECT {columns} FROM {source} WHERE {' AND '.join(wanted)}"
-    return f"WITH hit AS MATERIALIZED ({asked})", values
+    return f"FROM {source} WHERE {' AND '.join(wanted)}", values
+
+
+def _cut(column: str, longest: int | None) -> str:
+    """Return a column as SQL, a text cut at ``longest`` characters."""
+    name = column.removeprefix("i.")
+    return f"left({column}, {int(longest)})" if longest is not None and name in _TEXTS else column
 
 
 def _source(name: str, file: EvidenceFile) -> tuple[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ def models_of(view: View) -> Models:
     Raises ``UsageError`` without a run, ``RunError`` on an unreadable ledger.
     """
     workspace = view.workspace
-    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state())
+    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state)
     return _KEPT.get(state, lambda: _models(view))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import streamlit as st
 from sqlalchemy import select
 
 from cogumi.errors import CogumiError
@@ -17,10 +16,11 @@ from cogumi.profile import Profile, parse_profile
 from dashboard.costs import Spent, spent_rows
 from dashboard.phases import Phase, phases_of
 from dashboard.plan import Plan, plan_of
-from dashboard.view import View
+from dashboard.view import Kept, View
 
 # Adding up a hundred thousand calls is no work for every glance at a live run.
 _TOTALS_HOLD_S = 5
+_TOTALS: Kept[list[dict[str, Any]]] = Kept(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,9 @@ def planned(row: Mapping[str, Any]) -> Plan | None:
 
 def spent_of(view: View, row: Mapping[str, Any], profile: Profile) -> list[Spent]:
     """Return what a run has spent, as of at most five seconds ago."""
-    found = _call_totals(str(view.workspace.root), str(row["name"]), float(row["updated_at"]), view)
-    return spent_rows(profile, found)
+    return spent_rows(profile, _call_totals(view, str(row["name"]), float(row["updated_at"])))
 
 
-@st.cache_data(max_entries=32, ttl=_TOTALS_HOLD_S, show_spinner=False)
-def _call_totals(root: str, run: str, stamp: float, _view: View) -> list[dict[str, Any]]:
-    return [dict(row) for row in _view.workspace.ledger.call_totals(run)]
+def _call_totals(view: View, run: str, stamp: float) -> list[dict[str, Any]]:
+    state = (str(view.workspace.root), run, stamp, int(time.monotonic() / _TOTALS_HOLD_S))
+    return _TOTALS.get(state, lambda: [dict(row) for row in view.workspace.ledger.call_totals(run)])

@@ -6,12 +6,11 @@ parent ended, however it ended, the server ends too.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +30,9 @@ _OPTIONS = {
     # Streamlit's own CSV leaves formulas in; kit.frame and kit.figure have a button of their own.
     "client.disableDataExport": "true",
     "runner.magicEnabled": "false",
+    # It would go through every object of the process before it sends the end of each page, a tenth of a
+    # second; Python collects by itself when enough is new.
+    "runner.postScriptGC": "false",
     "logger.level": "warning",
 }
 
@@ -48,19 +50,18 @@ def main() -> None:
     from streamlit.web.cli import main as streamlit
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    threading.Thread(target=_load_first_page, daemon=True).start()
+    _load_first_page()
     streamlit(prog_name="streamlit")
 
 
 def _load_first_page() -> None:
-    """Import what the first page takes, a second of work, while the first browser loads its scripts."""
-    from streamlit import runtime
+    """Import and read what the first page takes, before anybody can ask for it and share the processor."""
+    import dashboard.app
+    import dashboard.pages.overview
 
-    # What is cached for all viewers is the runtime's.
-    while not runtime.exists():
-        time.sleep(0.02)
-    for name in ("pandas", "dashboard.app", "dashboard.pages.overview"):
-        importlib.import_module(name)
+    # What cannot be read is told on the page: no reason not to serve it.
+    with contextlib.suppress(Exception):
+        dashboard.pages.overview.read_ahead()
 
 
 def _end_with_parent() -> None:

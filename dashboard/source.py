@@ -67,8 +67,12 @@ class ReadOnlyWorkspace(Workspace):
         """Refuse: a lock is a file."""
         self._refuse()
 
+    @cached_property
     def evidence_state(self) -> State:
-        """Return the state of evidence, store and references: another one after every change of a file."""
+        """The state of evidence, store and references when first asked for: a later change is another one.
+
+        Caches are keyed by it, and it must be older than what they hold: ask before anything is read.
+        """
         return evidence_state(str(self.evidence), (str(self.store.objects), str(self.root / "references")))
 
     def _refuse(self) -> Never:

@@ -37,7 +37,7 @@ class View:
             raise UsageError("no run yet: `cogumi run` starts the rehearsal")
         run = self.run
         # Taken before anything is read: what changes while it is read is another state, and read again.
-        state = (*self._place(), run, self.workspace.ledger.state(), self.workspace.evidence_state())
+        state = (*self._place(), run, self.workspace.ledger.state(), self.workspace.evidence_state)
 
         def build() -> Report:
             from reports.model import build_report
@@ -54,7 +54,7 @@ class View:
 
             return EvidenceIndex(self.workspace)
 
-        return _INDEXES.get((*self._place(), self.workspace.evidence_state()), build)
+        return _INDEXES.get((*self._place(), self.workspace.evidence_state), build)
 
     def _place(self) -> State:
         return (str(self.workspace.root), str(self.workspace.ledger.engine.url))

@@ -113,7 +113,7 @@ def _choose(view: View, known: Catalogue) -> _Shown:
         passed_over=[baseline],
         forget=["model"],
     )
-    state = (str(view.workspace.root), view.workspace.evidence_state(), baseline)
+    state = (str(view.workspace.root), view.workspace.evidence_state, baseline)
     models = []
     with st.spinner("Comparing the recorded items"):
         for digest in chosen:

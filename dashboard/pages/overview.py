@@ -26,7 +26,7 @@ from dashboard.phases import (
 )
 from dashboard.plan import Plan, StepPlan
 from dashboard.run_rows import RunRows, planned, read_phases, read_run, spent_of
-from dashboard.view import View
+from dashboard.view import View, open_view
 from reports.text import moment, when
 
 _LOOK_EVERY_S = 2.0
@@ -54,6 +54,14 @@ class _Drawn:
 
     run: RunRows
     phases: Sequence[Phase]
+
+
+def read_ahead() -> None:
+    """Read the run that the page shows first, and have its plan estimated; raises as ``open_view`` does."""
+    view = open_view(None, None)
+    run = read_run(view)
+    if run is not None:
+        read_phases(view, run)
 
 
 def draw(view: View) -> None:

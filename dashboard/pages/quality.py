@@ -194,7 +194,7 @@ def _references(models: Models, choice: Choice) -> list[str]:
 
 def _places(view: View, models: Models, choice: Choice, standards: Standards) -> list[Place]:
     workspace = view.workspace
-    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state(), choice)
+    state = (str(workspace.root), view.run, workspace.ledger.state(), workspace.evidence_state, choice)
     return _PLACES.get(state, lambda: places(models, choice, against_of(models, standards, choice.relative)))
 
 

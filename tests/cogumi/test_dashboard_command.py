@@ -72,14 +72,17 @@ def test_it_tells_where_it_is_and_ends_on_sigterm(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_ends_it_without_an_error(tmp_path: Path) -> None:
+def test_it_serves_a_broken_ledger_until_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "ledger.sqlite").write_bytes(b"no database")
     with started(tmp_path) as process:
         assert process.stdout is not None
         told = process.stdout.readline()
         assert told.startswith("dashboard: http://127.0.0.1:")
+        assert answers(told.split()[1])
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-    assert process.returncode == 0
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
     assert not answers(told.split()[1])
 
 

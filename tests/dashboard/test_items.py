@@ -20,7 +20,7 @@ from cogumi.errors import RunError
 from cogumi.evidence import EvidenceFile, EvidenceKey, Record
 from cogumi.evidence_parts import COLUMNS
 from dashboard import items_export
-from dashboard.items import PAGE_ROWS, Answer, Filters, Items
+from dashboard.items import PAGE_ROWS, PREVIEW, Answer, Change, Filters, Items
 from dashboard.items_export import export
 
 PROTOCOL = {"items": "i", "order": "o", "family": "f", "backend": "hf"}
@@ -204,6 +204,25 @@ def test_neighbours_are_those_of_the_list(items: Items, own: list[Record]) -> No
     assert first.previous is None
     right = next(one.position for one in own if one.score == 1)
     assert items.place(filters, right) is None
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("change", ["", "lost"])
+@pytest.mark.parametrize("text", ["a", "no such text"])
+def test_the_first_page_of_a_search_is_that_of_all_its_hits(
+    items: Items, text: str, change: Change, descending: bool
+) -> None:
+    wanted = Filters(text=text, change=change, descending=descending)
+    page = items.page(wanted)
+    fitting = items.positions(wanted, 1_000_000)
+    assert page.total == len(fitting) == items.count(wanted)
+    assert list(page.rows) == items.answers(fitting[:PAGE_ROWS], PREVIEW)
+    assert (text == "a") == bool(page.rows)
+
+
+def test_a_search_in_differences_to_nothing_finds_nothing(files: tuple[EvidenceFile, EvidenceFile]) -> None:
+    page = Items(files[0]).page(Filters(text="a", change="differs"))
+    assert (page.total, page.rows) == (0, ())
 
 
 def test_tally_and_decoding(items: Items, files: tuple[EvidenceFile, EvidenceFile]) -> None:

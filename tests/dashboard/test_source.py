@@ -244,7 +244,7 @@ def test_a_report_is_built_once_for_a_state(copied: Path, monkeypatch: pytest.Mo
 
 def test_the_state_of_evidence_is_another_after_every_change_of_a_file(copied: Path) -> None:
     def state() -> object:
-        return ReadOnlyWorkspace(copied).evidence_state()
+        return ReadOnlyWorkspace(copied).evidence_state
 
     # As if all was written a minute ago: settled folders are not listed again, and files are still seen.
     for path in [*(copied / "evidence").rglob("*"), copied / "evidence"]:
@@ -271,7 +271,7 @@ def test_the_state_of_evidence_is_another_after_every_change_of_a_file(copied: P
     shutil.rmtree(part.parent)
     seen.append(state())
     assert len(set(seen)) == len(seen)
-    assert ReadOnlyWorkspace(copied / "nowhere").evidence_state()
+    assert ReadOnlyWorkspace(copied / "nowhere").evidence_state
 
 
 def test_only_the_last_values_are_kept_and_no_error_is() -> None:
