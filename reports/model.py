@@ -30,6 +30,7 @@ from reports.schema import (
     Scalar,
     StepPart,
 )
+from reports.stage_metrics import metric_parts
 from reports.text import moment
 from reports.training import training_part
 
@@ -149,6 +150,7 @@ def _step_parts(workspace: Workspace, profile: Profile, steps: Sequence[StepRow]
                     {name: v for name, v in row.metrics.items() if name not in ("seconds", "note")}
                 ),
                 facts=_scalars(facts),
+                measured=metric_parts(facts),
                 training=training_part(row, artifact, profile.gpu) if artifact else None,
                 confidence=confidence_part(facts),
             )
@@ -170,6 +172,7 @@ def _waiting(step: Any) -> StepPart:
         note="",
         metrics={},
         facts={},
+        measured=[],
         training=None,
         confidence=None,
     )

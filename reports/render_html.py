@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import confidence, frontier, plot, rows, text
+from reports import confidence, frontier, plot, rows, stage_metrics, text
 from reports.frontier_plot import frontier_plot
 from reports.loss_plot import loss_plot
 from reports.quality import ALPHA
@@ -26,6 +26,7 @@ _SECTIONS = (
     ("history", "Every verdict"),
     ("training", "Training"),
     ("confidence", "Confidence"),
+    ("measured", "Measured by stages"),
     ("steps", "Steps"),
     ("money", "Money"),
     ("reproduce", "How to reproduce"),
@@ -46,10 +47,12 @@ def render_html(report: Report, *, card: bool = False) -> str:
     )
     suites = rows.suite_columns(report)
     confidences = rows.confidences_of(report)
+    measured = stage_metrics.table(rows.metrics_of(report))
     optional = {
         "frontier": report.frontiers,
         "training": rows.trainings_of(report),
         "confidence": confidences,
+        "measured": measured,
     }
     empty = [name for name, found in optional.items() if not found]
     return environment.get_template("report.html.jinja").render(
@@ -69,6 +72,8 @@ def render_html(report: Report, *, card: bool = False) -> str:
         training_table=rows.training_table(report),
         confidences=[(name, confidence.told(part), _reliability(name, part)) for name, part in confidences],
         confidence_alpha=max((part.alpha for _, part in confidences), default=0.0),
+        measured=measured,
+        measured_header=stage_metrics.HEADER,
         confidence_header=confidence.HEADER,
         confidence_table=confidence.table(confidences),
         frontiers=[(part, frontier.told(part), *_frontier(part)) for part in report.frontiers],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
-from reports import confidence, frontier, rows, text
+from reports import confidence, frontier, rows, stage_metrics, text
 from reports.quality import ALPHA
 from reports.schema import ArtifactPart, CallsPart, GatePart, Report, SuitePart, TaskPart
 
@@ -18,6 +18,7 @@ def render_markdown(report: Report) -> str:
     parts += [_history(report)]
     parts += [_training(report)] if rows.trainings_of(report) else []
     parts += [_confidence(report)] if rows.confidences_of(report) else []
+    parts += [_measured(report)] if stage_metrics.table(rows.metrics_of(report)) else []
     parts += [_steps(report), _money(report), _reproduce(report), _caveats(report)]
     return "\n".join(line for part in parts for line in (*part, "")).rstrip() + "\n"
 
@@ -207,6 +208,12 @@ def _confidence(report: Report) -> Iterator[str]:
         yield ""
         header = ["Scaling", "Answers", "Confidence", "Right", "Bounds"]
         yield from table(header, confidence.bins(part))
+
+
+def _measured(report: Report) -> Iterator[str]:
+    yield "## Measured by stages"
+    yield ""
+    yield from table(stage_metrics.HEADER, stage_metrics.table(rows.metrics_of(report)))
 
 
 def _steps(report: Report) -> Iterator[str]:

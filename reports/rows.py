@@ -11,6 +11,7 @@ from reports.schema import (
     ConfidencePart,
     Decision,
     GatePart,
+    MetricPart,
     Report,
     StepPart,
     TaskPart,
@@ -98,6 +99,12 @@ def confidences_of(report: Report) -> list[tuple[str, ConfidencePart]]:
         for name, step in zip(names, report.steps, strict=True)
         if step.confidence is not None
     ]
+
+
+def metrics_of(report: Report) -> list[tuple[str, MetricPart]]:
+    """Return each number that a stage measured with its step's name, as ``confidences_of``."""
+    names = attempt_names(report)
+    return [(name, part) for name, step in zip(names, report.steps, strict=True) for part in step.measured]
 
 
 def attempt_names(report: Report) -> list[str]:

@@ -209,6 +209,21 @@ class ConfidencePart(_Part):
     scalings: list[ScalingPart]
 
 
+class MetricPart(_Part):
+    """A number that a stage measured and a gate may ask for; ``about`` says what it is."""
+
+    metric: str
+    about: str
+    value: float | int
+    lower: float | None = None
+    upper: float | None = None
+    alpha: float | None = None
+    """None, as the bounds, for a number that is known without error."""
+    n: int | None = None
+    """Items behind it."""
+    note: str = ""
+
+
 class StepPart(_Part):
     """One attempt of one step; ``seconds`` is None for a step that has not ended."""
 
@@ -222,6 +237,8 @@ class StepPart(_Part):
     note: str
     metrics: dict[str, Scalar]
     facts: dict[str, Scalar]
+    measured: list[MetricPart]
+    """What the step's stage measured by the names that gates know."""
     training: TrainingPart | None
     """None for a step that trained nothing."""
     confidence: ConfidencePart | None
