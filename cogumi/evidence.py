@@ -345,7 +345,7 @@ def list_evidence(root: Path, broken: list[str] | None = None) -> list[EvidenceF
             document = json.loads(meta.read_text())
             key = EvidenceKey(document["artifact"], document["task"], document["protocol"])
             file = EvidenceFile(root, key)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             told = f"{meta}: broken evidence ({error}); delete its folder to measure again"
             if broken is None:
                 raise RunError(told) from error

@@ -106,7 +106,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):
         raise RunError(f"{path}: a JSON object wanted, found a {type(found).__name__}")

@@ -34,7 +34,7 @@ _FOLDER = Path(__file__).parent / "profiles"
 class Strict(BaseModel):
     """Base of everything that is read from YAML: no unknown key passes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
 
 class Teacher(Strict):

@@ -122,6 +122,7 @@ class Runner:
                 raise told from error
 
     def _run(self, options: RunOptions, accepted: Sequence[str]) -> Outcome:
+        self._refuse_another_profile()
         walk = self._made_so_far(options.only)
         self.workspace.store.sweep()
         if options.only and all(name in walk.artifacts for name in options.only):
@@ -141,6 +142,15 @@ class Runner:
             raise
         self.ledger.end_run(self.name, outcome.status, outcome.exit_code, outcome.note)
         return outcome
+
+    def _refuse_another_profile(self) -> None:
+        """Raise where the run has a profile of another name: its verdicts would stand under ours."""
+        row = self.ledger.run(self.name)
+        if row is not None and row["profile_name"] != self.profile.profile:
+            raise UsageError(
+                f"run {self.name} has the profile {row['profile_name']}, not {self.profile.profile}; "
+                "give this one a name of its own: --run NAME"
+            )
 
     def made(self, only: Sequence[str]) -> dict[str, Artifact]:
         """Return those of these stages that this run has finished, by name.

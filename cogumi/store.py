@@ -22,6 +22,7 @@ from cogumi.errors import RunError, UsageError
 
 MANIFEST = "manifest.json"
 _PREFIX = "sha256:"
+_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +129,23 @@ class ArtifactStore:
         """
         text = ref.removeprefix(_PREFIX)
         folder = self.objects / text
-        if not folder.is_dir():
-            matches = sorted(self.objects.glob(f"{text}*")) if len(text) >= 6 and text.isalnum() else []
+        if not text.isalnum() or len(text) > _DIGITS or not folder.is_dir():
+            known = 6 <= len(text) <= _DIGITS and text.isalnum()
+            matches = sorted(self.objects.glob(f"{text}*")) if known else []
             if len(matches) != 1:
                 why = "no such artifact" if not matches else f"ambiguous ({len(matches)} match)"
                 raise UsageError(f"artifact {ref}: {why}; `cogumi status` lists those of a run")
             folder = matches[0]
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(manifest["kind"], str) or not isinstance(manifest["facts"], dict):
+                raise ValueError("kind or facts is of another type")
+            if not isinstance(manifest["files"], dict):
+                raise ValueError("files is of another type")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
-                f"artifact {ref}: its manifest {folder / MANIFEST} is unreadable ({error})"
+                f"artifact {ref}: its manifest {folder / MANIFEST} is unreadable "
+                f"({type(error).__name__}: {error}); delete its folder and run again"
             ) from error
         return Artifact(_PREFIX + folder.name, folder / "payload", manifest)
 
@@ -199,7 +206,17 @@ def _sync_tree(root: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader or a kill sees the old content or the new, never a part."""
+    """Write a file so that a reader or a kill sees the old content or the new, never a part.
+
+    A link is followed. What is there and no file (``/dev/stdout``, a pipe) is written to as it stands.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        path = path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,11 @@ from cogumi.errors import RunError, UsageError, nearest
 # The C parser where PyYAML has it: the registry's files take 20 ms instead of 500.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_DEEPEST = 200
+_SHALLOW = 2 * _DEEPEST
+"""Characters: a shorter text cannot be nested deeper."""
+_MOST_VALUES = 1_000_000
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -41,6 +46,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], yaml.Node]:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
+        _refuse_depth(text, path)
         loader = _Loader(text)
         root = loader.get_single_node()
         data: Any = loader.construct_document(root) if root is not None else None
@@ -48,26 +54,60 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], yaml.Node]:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark is not None else ""
         raise RunError(f"{path}: {line}no valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        # A date of month 13, `!!int abc`: the constructor's own errors, which know no line.
+        told = str(error)[:120] or type(error).__name__
+        raise RunError(f"{path}: a value that YAML cannot read: {told}") from None
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: line 1: must be a mapping of keys to values")
-    _refuse_duplicates(root, path)
+    _expanded(root, path, {})
     return data, root
 
 
-def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    """Raise for a key that a mapping holds twice; YAML would keep the last one silently."""
+def _refuse_depth(text: str, path: Path) -> None:
+    """Raise for nesting that would overflow the C parser's stack, and with it end the process."""
+    if len(text) <= _SHALLOW:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark is not None else "?"
+                raise RunError(f"{path}: line {line}: nested more than {_DEEPEST} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _expanded(node: yaml.Node, path: Path, known: dict[int, int | None]) -> int:
+    """Return how many values a node is with its aliases written out; ``known`` has the nodes seen so far.
+
+    Raises for a key that a mapping holds twice (YAML would keep the last one silently), for a node within
+    itself, and where the aliases come to more values than any file of ours has.
+    """
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise RunError(f"{path}: line {node.start_mark.line + 1}: an alias within its own anchor")
+        return size
+    known[id(node)] = None
+    children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
+            if isinstance(key.value, str) and key.value in seen:
                 raise UsageError(
                     f"{path}: line {key.start_mark.line + 1}: the key '{key.value}' stands here twice"
                 )
-            seen.add(key.value)
-            _refuse_duplicates(value, path)
+            seen.add(str(key.value))
+            children.append(value)
     elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
+        children = node.value
+    size = 1 + sum(_expanded(child, path, known) for child in children)
+    if size > _MOST_VALUES:
+        raise RunError(f"{path}: line {node.start_mark.line + 1}: its aliases come to {size:,} values")
+    known[id(node)] = size
+    return size
 
 
 def explain(

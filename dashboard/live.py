@@ -26,7 +26,6 @@ _MOST_BYTES = 4 * 2**20
 _MOST_TASKS = 64
 # Seconds by which a file's time may lag behind the clock: the kernel stamps once a tick (10 ms at 100 Hz).
 _CLOCK_SLACK = 0.02
-_LOCKS = Path("/proc/locks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,20 +222,3 @@ def _measuring(
 
 def _metas(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*/meta.json"))[:_MOST_TASKS]
-
-
-# Whether anybody holds the run --------------------------------------------------------------------
-
-
-def is_held(workspace: Workspace, run: str) -> bool | None:
-    """Tell whether a process that can be seen from here holds the run's lock; None where nobody can tell.
-
-    Read from the kernel's list of locks: to try the lock would be to take it for a moment.
-    """
-    try:
-        number = (workspace.root / "locks" / f"run-{run}.lock").stat().st_ino
-        lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    # Major, minor and inode; on some file systems the device here is not the one that stat tells.
-    return any(f":{number} " in line for line in lines if "FLOCK" in line)

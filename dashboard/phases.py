@@ -18,7 +18,7 @@ from cogumi.profile import GateStep, MeasureStep, Profile, StageStep, Step
 from cogumi.verdict import Verdict, combine
 from gates.render import claim as gate_claim
 from gates.spec import GateSpec, load_gate
-from gates.verdicts import CriterionVerdict, GateVerdict
+from gates.verdicts import SIMULATED_RATERS, CriterionVerdict, GateVerdict
 from reports.artifacts import artifact_names
 from reports.text import size
 
@@ -91,6 +91,13 @@ class GateState:
     asks: tuple[tuple[str, str, float], ...]
     """Criterion, comparison and bar of what is asked, also where nothing was decided."""
     unreadable: str = ""
+
+    @property
+    def only_simulated_raters(self) -> bool:
+        """Whether nothing but simulated raters keeps it from a verdict, as in a rehearsal."""
+        undecided = [one for one in self.criteria if one.verdict is Verdict.UNDECIDED]
+        people = bool(undecided) and all(one.simulated_part == SIMULATED_RATERS for one in undecided)
+        return people and self.verdict == Verdict.UNDECIDED
 
     @property
     def worst(self) -> CriterionVerdict | None:
@@ -398,11 +405,12 @@ _SAYS: Mapping[str, str] = {
     Verdict.BUDGET: "ran out of money or time",
     Verdict.UNDECIDED: "is not decided by the items so far",
 }
+_PEOPLE = "cannot be decided by simulated raters"
 
 
 def _broken(gate: GateState) -> str:
     of = f" of {gate.artifact_name}" if gate.artifact_name else ""
-    says = _SAYS.get(str(gate.verdict), f"says {gate.verdict}")
+    says = _PEOPLE if gate.only_simulated_raters else _SAYS.get(str(gate.verdict), f"says {gate.verdict}")
     one = gate.worst
     if one is None:
         return f"{gate.gate}{of} {says}{f' ({gate.unreadable})' if gate.unreadable else ''}."

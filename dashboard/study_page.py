@@ -64,7 +64,7 @@ def draw_artifact(view: View, digest: str, bar: float) -> bool:
         return False
     if not (payload / FOLDER / STUDY_FILE).is_file():
         return False
-    _closed(read_frozen(payload), bar)
+    _closed(read_frozen(payload), bar, in_workspace=False)
     return True
 
 
@@ -118,7 +118,7 @@ def _rate(value: float | None) -> str:
 # Closed -------------------------------------------------------------------------------------------
 
 
-def _closed(frozen: Frozen, bar: float) -> None:
+def _closed(frozen: Frozen, bar: float, *, in_workspace: bool = True) -> None:
     found = analysis_of(frozen, bar)
     name = frozen.plan.name
     closed = f" {frozen.closed_at}" if frozen.closed_at else ""
@@ -148,7 +148,7 @@ def _closed(frozen: Frozen, bar: float) -> None:
     _left_out(found, name)
     st.markdown("Raters:")
     kit.frame(counts_table(frozen.counts), f"{name} raters", key=f"states-{name}")
-    _report(found, frozen)
+    _report(found, frozen, in_workspace=in_workspace)
 
 
 def _sentence(found: Analysis) -> str:
@@ -156,7 +156,7 @@ def _sentence(found: Analysis) -> str:
     return f"{kit.badge(found.verdict.value)}: {_told(found.judged.estimate)}{simulated}."
 
 
-def _told(interval: MeanInterval, form: str = ".2f") -> str:
+def _told(interval: MeanInterval, form: str = ".3f") -> str:
     if not interval.n:
         return "no mean"
     bounds = ""
@@ -255,14 +255,15 @@ def _left_out(found: Analysis, name: str) -> None:
     if not judged.flags:
         st.markdown("No rater met a rule of carelessness.")
         return
+    who = "rater" if len(judged.flags) == 1 else "raters"
     st.markdown(
-        f"{len(judged.flags):,} raters met a rule of carelessness, {len(judged.excluded):,} met two and are "
+        f"{len(judged.flags):,} {who} met a rule of carelessness, {len(judged.excluded):,} met two and are "
         f"left out. With all raters: {_told(judged.everyone)}, {kit.badge(judged.verdicts[1].value)}."
     )
     kit.frame(flags_table(found), f"{name} rules", key=f"rules-{name}")
 
 
-def _report(found: Analysis, frozen: Frozen) -> None:
+def _report(found: Analysis, frozen: Frozen, *, in_workspace: bool) -> None:
     from reports.human import human_report
 
     name = frozen.plan.name
@@ -275,6 +276,9 @@ def _report(found: Analysis, frozen: Frozen) -> None:
         on_click="ignore",
         icon=":material/download:",
     )
+    if not in_workspace:
+        # A study within a run's artifact: the command knows only those of the workspace by name.
+        return
     st.code(
         f"cogumi humaneval analyze {shlex.quote(name)} --html {shlex.quote(name)}.html",
         language="bash",

@@ -48,7 +48,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise RunError(f"{path}, line {number}: not JSON ({error}); mend or remove it") from None
                 if not isinstance(row, dict):
                     raise RunError(

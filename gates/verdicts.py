@@ -147,9 +147,14 @@ class GateVerdict:
         )
 
 
+def is_of_people(measure: str) -> bool:
+    """Tell whether raters made a number of this name."""
+    return measure == "rating" or measure in PEOPLE_METRICS
+
+
 def simulated_part(measure: str) -> str:
     """Say what is simulated in a number of this name, where something is."""
-    if measure == "rating" or measure in PEOPLE_METRICS:
+    if is_of_people(measure):
         return SIMULATED_RATERS
     if measure not in DATA_METRICS:
         return "simulated reference"

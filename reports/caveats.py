@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gates.metrics import DATA_METRICS
+from gates.verdicts import SIMULATED_RATERS, simulated_part
 from reports.artifacts import KINDS
 from reports.measured import EvidenceIndex
 from reports.schema import Report
@@ -38,9 +39,23 @@ def _gates(report: Report) -> Iterator[str]:
             for gate in report.gates
             for decision in gate.decisions
             for criterion in decision.document["criteria"]
-            if criterion["simulated"] and criterion["measure"] not in DATA_METRICS
+            if simulated_part(criterion["measure"]) == "simulated reference" and criterion["simulated"]
         }
     )
+    rated = sorted(
+        {
+            gate.gate
+            for gate in report.gates
+            for decision in gate.decisions
+            for criterion in decision.document["criteria"]
+            if simulated_part(criterion["measure"]) == SIMULATED_RATERS and criterion["simulated"]
+        }
+    )
+    if rated:
+        yield (
+            f"Simulated raters: programs rated what {', '.join(rated)} judges. That rehearses the study and "
+            "says nothing about what people would think."
+        )
     rehearsed = sorted(
         {
             gate.gate

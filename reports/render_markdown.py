@@ -82,7 +82,7 @@ def _gate(gate: GatePart) -> Iterator[str]:
     for criterion in last.document["criteria"]:
         told = "; ".join(escaped(one) for one in (*text.terms(criterion), *text.notes(criterion)))
         claim = f"{criterion['id']}: {text.claim(criterion)}"
-        yield f"- **{criterion['verdict']}** {escaped(claim)}. {told}"
+        yield f"- **{criterion['verdict']}** {escaped(claim)}.{f' {told}' if told else ''}"
     left_out = last.document.get("left_out")
     if left_out:
         yield f"- Left out by the profile: {escaped(', '.join(left_out))}."

@@ -59,7 +59,7 @@ def key_figures(step: StepPart) -> list[tuple[str, str]]:
     """Return what a step measured and made, the first few figures that fit into a table."""
     found = {**step.metrics, **step.facts}
     shown = [(name.replace("_", " "), text.scalar_text(name, value)) for name, value in found.items()]
-    return [(name, value) for name, value in shown if len(value) <= _LONGEST_FIGURE][:_KEY_FIGURES]
+    return [(name, value) for name, value in shown if 0 < len(value) <= _LONGEST_FIGURE][:_KEY_FIGURES]
 
 
 def history_of(report: Report) -> Iterator[tuple[GatePart, Decision, Mapping[str, Any]]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 3
+FORMAT = 4
 """Version of the JSON; changes whenever a reader of the old one would be misled."""
 
 Scalar = str | float | int | bool | None

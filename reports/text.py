@@ -166,7 +166,7 @@ def simulated(criterion: Mapping[str, Any]) -> str:
 def note(criterion: Mapping[str, Any]) -> str:
     """Return a criterion's note, without what ``simulated`` says already."""
     found, said = str(criterion["note"]), simulated(criterion)
-    return found.removeprefix(said).removeprefix("; ") if said else found
+    return "" if found == said else found.removeprefix(f"{said}; ") if said else found
 
 
 def scalar_text(name: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ from functools import cache
 import typer
 from typer.exceptions import TyperException
 
-from cogumi.cli.common import Common, DataOption, WorkspaceOption
+from cogumi.cli.common import Common, DataOption, WorkspaceOption, begin_printing, json_was_printed
 from cogumi.errors import CogumiError
 
 _INTERRUPTED = 130
@@ -87,6 +88,7 @@ def _command_of(arguments: Sequence[str]) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the contract's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    begin_printing()
     # Threads of OpenMP that wait by spinning starve whoever else wants the core: two trainings at once fell
     # from 6,500 to 200 tokens a second each. So short a spin costs nothing alone (6,800). torch reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -110,6 +112,14 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output went away (`cogumi … | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except UnicodeEncodeError as error:
+        _fail(f"not UTF-8: {error.object[:80]!r} in an argument or a name; rename it", 2, arguments)
+    except OSError as error:
+        if error.filename is None or not error.strerror:
+            _fail(_defect(error), 5, arguments)
+        # A path that no command looked at before it used it: no defect of ours.
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+        _fail(f"{name[:200]}: {error.strerror}", 2 if error.errno == errno.ENAMETOOLONG else 5, arguments)
     except Exception as error:
         _fail(_defect(error), 5, arguments)
     sys.exit(code if isinstance(code, int) else 0)
@@ -124,7 +134,7 @@ def _usage_line(error: TyperException) -> str:
 
 def _fail(line: str, code: int, arguments: list[str]) -> None:
     line = " ".join(line.splitlines())
-    if "--json" in arguments:
+    if "--json" in arguments and not json_was_printed():
         typer.echo(json.dumps({"error": line, "exit_code": code}))
     typer.echo(f"cogumi: {line}", err=True)
     sys.exit(code)

@@ -60,9 +60,23 @@ def place(context: typer.Context, workspace: Path | None, data: Path | None = No
     return Place(Workspace.find(workspace or common.workspace), find_data(data or common.data))
 
 
+_printed: list[bool] = []
+
+
 def echo_json(document: Any) -> None:
     """Print a JSON document on standard output."""
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    _printed.append(True)
+
+
+def json_was_printed() -> bool:
+    """Tell whether this command has printed its one document, so that an error after it prints no second."""
+    return bool(_printed)
+
+
+def begin_printing() -> None:
+    """Say that a command begins and has printed nothing yet."""
+    _printed.clear()
 
 
 def say(line: str = "") -> None:

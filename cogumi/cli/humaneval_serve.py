@@ -125,11 +125,17 @@ def _hand_out(store: StudyStore, count: int, base: str, out: Path | None, as_jso
         typer.echo(f"written: {out} ({count:,} links, readable by you alone; each is one rater's)")
 
 
+_LONGEST_NUMBER = 18
+
+
 def _revoked(named: str) -> str | int:
     """Return the number or the token that a number, a token or a whole link stands for."""
-    if named.isdigit():
+    if named.isdecimal() and named.isascii() and len(named) <= _LONGEST_NUMBER:
         return int(named)
-    token = parse_qs(urlsplit(named).query).get("t", [named])[0]
+    try:
+        token = parse_qs(urlsplit(named).query).get("t", [named])[0]
+    except ValueError:
+        token = ""
     if not _TOKEN.fullmatch(token):
         raise UsageError(f"--revoke {named!r}: give a link, its token, or the number of an invitation")
     return token

@@ -20,6 +20,7 @@ from cogumi.cli.common import (
 )
 from cogumi.errors import UsageError
 from cogumi.gpu_cost import gpu_usd, hours_told, paid_hours
+from cogumi.held import is_held
 from cogumi.profile import GateStep, Profile, parse_profile
 from cogumi.units import duration
 
@@ -65,7 +66,7 @@ def status(
         if watch:
             typer.echo("\x1b[2J\x1b[H", nl=False)
         _print(document)
-        if not watch or document["status"] != "running":
+        if not watch or document["status"] != "running" or document["held"] is False:
             return
         time.sleep(_WATCH_EVERY_S)
 
@@ -88,6 +89,7 @@ def status_document(where: Place, run: str) -> dict[str, Any]:
         "run": run,
         "profile": row["profile_name"],
         "status": row["status"],
+        "held": is_held(where.workspace, run) if row["status"] == "running" else None,
         "exit_code": row["exit_code"],
         "note": row["note"],
         "accepted_infeasible": row["accepted_infeasible"],
@@ -138,6 +140,11 @@ def _print(document: dict[str, Any]) -> None:
     typer.echo(f"run {document['run']} (profile {document['profile']}): {document['status']}")
     if document["note"]:
         typer.echo(f"  {document['note']}")
+    if document["held"] is False:
+        typer.echo(
+            "  no process that can be seen from here holds it: it was killed, or runs on another machine; "
+            f"`cogumi run --run {document['run']}` goes on"
+        )
     for row in document["steps"]:
         took = duration(row["seconds"]) if row["seconds"] is not None else ""
         artifact = (row["artifact"] or "").removeprefix("sha256:")[:12]

@@ -175,9 +175,9 @@ def _sentences(shown: _Shown, able: Sequence[_Beside]) -> None:
         known = (
             "over all items"
             if compared.lower == compared.upper
-            else f"between {compared.lower:+.3f} and {compared.upper:+.3f} over all items, {_SURE} sure"
+            else f"between {compared.lower:+.4f} and {compared.upper:+.4f} over all items, {_SURE} sure"
         )
-        by = f"{abs(compared.difference):.3f} {'lower' if compared.difference < 0 else 'higher'} than"
+        by = f"{abs(compared.difference):.4f} {'lower' if compared.difference < 0 else 'higher'} than"
         how = by if compared.difference else "the same as"
         st.markdown(
             f"**{kit.safe(one.name)}** scores {how} **{kit.safe(shown.baseline_name)}** ({known}): "
@@ -238,7 +238,7 @@ def _formats() -> dict[str, Any]:
     return {
         "Score": three,
         "Baseline": three,
-        "Difference": st.column_config.NumberColumn(format="%+.3f"),
+        "Difference": st.column_config.NumberColumn(format="%+.4f"),
         "p (Holm)": st.column_config.NumberColumn(
             format="%.3g", help="Chance of such a difference where there is none, corrected for the tasks."
         ),

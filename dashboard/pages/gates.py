@@ -37,7 +37,7 @@ from gates.attempts import alpha_of
 from gates.paths import EvidencePath
 from gates.power import PlanRow
 from gates.render import claim
-from gates.verdicts import CriterionVerdict
+from gates.verdicts import CriterionVerdict, is_of_people
 from reports.artifacts import artifact_names
 
 _ALL = "all gates"
@@ -205,10 +205,20 @@ def _verdict(shown: _Shown, chosen: Decided, criterion: CriterionVerdict) -> Non
             kit.frame(_tasks_table(criterion), f"{told.gate}-{criterion.id}-tasks", key="tasks")
     with st.container(horizontal=True):
         kit.go("The artifact", "artifact", artifact=told.artifact)
-        if criterion.tasks:
-            kit.go("Its items", "items", artifact=told.artifact, task=criterion.tasks[0].task)
-        elif criterion.protocol:
-            kit.go("Its items", "items", artifact=told.artifact)
+        if is_of_people(criterion.measure):
+            kit.go("The study", "people")
+        elif criterion.tasks or criterion.protocol:
+            asked = {"task": criterion.tasks[0].task} if criterion.tasks else {}
+            kit.go("Its items", "items", artifact=told.artifact, **asked, **_beside(criterion, shown.names))
+
+
+def _beside(criterion: CriterionVerdict, names: Mapping[str, str]) -> dict[str, str]:
+    """Return what the items of a criterion stand beside: the baseline that it was compared with, if one."""
+    if criterion.reference_kind != "baseline":
+        return {}
+    called = str(criterion.reference)
+    found = [one for one, name in names.items() if name == called or name.startswith(f"{called} (attempt")]
+    return {"with": found[-1]} if found else {}
 
 
 def _tasks_table(criterion: CriterionVerdict) -> pd.DataFrame:
@@ -338,7 +348,7 @@ def _attempts(shown: _Shown, attempts: Sequence[Attempt], chosen: Decided) -> No
     ours, _ = read_verdicts(shown.view.workspace.ledger, None)
     kit.frame(attempts_table(mine, ours, shown.names), "attempts", key="attempts-table")
     whole = gate_alpha(gate)
-    if whole is not None:
+    if whole is not None and chosen.verdict.attempt:
         following = _next_attempt(attempts, gate)
         st.markdown(
             f"Attempt {following} of {kit.safe(gate)} on the same items would have "
@@ -357,15 +367,15 @@ def _plan(shown: _Shown, chosen: Decided, criterion: CriterionVerdict) -> None:
     st.header("Power plan")
     gate = chosen.verdict.gate
     about = f"{kit.safe(gate)} / {kit.safe(criterion.id)}"
-    st.caption(
-        f"How many items the next verdict on {about} will need: simulated models of known true value go "
-        "through the same test, at the alpha of the next attempt."
-    )
     if criterion.measure != "ratio":
         st.info(
             "There is a plan only for criteria against a reference; what this one needs depends on no ratio."
         )
         return
+    st.caption(
+        f"How many items the next verdict on {about} will need: simulated models of known true value go "
+        "through the same test, at the alpha of the next attempt."
+    )
     if not st.toggle("Simulate", key="plan", bind="query-params"):
         return
     runs = st.radio("Models for each true value", _RUNS, key="models", bind="query-params", horizontal=True)

@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from cogumi.held import is_held
 from cogumi.ledger import StepRow
 from cogumi.units import duration, usd
 from cogumi.verdict import Verdict
 from dashboard import costs, kit
 from dashboard.gate_list import draw_gates
-from dashboard.live import Running, is_held, running_now
+from dashboard.live import Running, running_now
 from dashboard.phases import (
     NO_GATE,
     NOT_ASKED,
@@ -89,7 +90,7 @@ def _head(drawn: _Drawn) -> None:
     told = kit.safe(headline(drawn.phases, run.known_plan.infeasible))
     if gates and all(gate.verdict == Verdict.PASS for gate in gates):
         st.success(told, icon=":material/check_circle:")
-    elif any(gate.verdict not in (None, Verdict.PASS) for gate in gates):
+    elif any(gate.verdict not in (None, Verdict.PASS) and not gate.only_simulated_raters for gate in gates):
         st.error(told, icon=":material/cancel:")
     else:
         st.info(told, icon=":material/hourglass_empty:")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from cogumi.errors import UsageError, nearest
+from cogumi.errors import RunError, UsageError, nearest
 from cogumi.strict_yaml import explain
 from evals.human.blinding import Blinder
 from evals.human.plan import StudyTask
@@ -106,20 +106,20 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; one object a line is expected with {_SHAPE}") from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise UsageError(
+        raise RunError(
             f"{where}: not UTF-8 text ({error.reason} at byte {error.start}); save it so"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON ({error}); write one object a line") from None
+        raise RunError(f"{where}: not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
-        raise UsageError(f"{where}: an object is expected with {_SHAPE}, found {type(row).__name__}")
+        raise RunError(f"{where}: an object is expected with {_SHAPE}, found {type(row).__name__}")
     return row
 
 

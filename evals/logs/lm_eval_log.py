@@ -34,6 +34,14 @@ def read_lm_eval_log(path: Path, *, filter_name: str | None = None, metric: str 
         missing = [name for name in _COLUMNS if name not in row]
         if missing:
             raise RunError(f"{path}, line {number}: no {missing[0]!r}; is it a samples file of lm-eval?")
+    try:
+        return _log(path, rows, filter_name, metric)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        told = f"{type(error).__name__}: {error}"[:120]
+        raise RunError(f"{path}: not in the shape that lm-eval writes ({told}); log it again") from error
+
+
+def _log(path: Path, rows: list[dict[str, Any]], filter_name: str | None, metric: str | None) -> Log:
     chosen = _one_of(filter_name, list(dict.fromkeys(row["filter"] for row in rows)), f"{path}: no filter")
     rows = [row for row in rows if row["filter"] == chosen]
     scored_by = _one_of(metric, list(rows[0]["metrics"]), f"{path}: no metric")
@@ -63,7 +71,7 @@ def _item(path: Path, row: Mapping[str, Any], metric: str) -> LoggedItem:
     score = row.get(metric)
     # Corpus metrics (perplexity, BLEU) log pairs that only their aggregation understands.
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise RunError(f"{path}: document {row['doc_id']} has no score in [0, 1] for {metric}; name a metric")
+        raise RunError(f"{path}: document {row['doc_id']} has no score in [0, 1] for {metric}")
     requests = list(row["arguments"].values())
     answered = row["resps"][0][0] if len(requests) == 1 else None
     details = {
@@ -87,6 +95,6 @@ def _results_beside(path: Path, date: str | None) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{found}: not readable as JSON ({error})") from None
     return document if isinstance(document, dict) else {}

@@ -121,7 +121,7 @@ def each_row(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, int, Ro
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RunError(f"{where}: not JSON ({error}); make the step before again") from None
             missing = [
                 each for each in fields if not isinstance(row, dict) or not isinstance(row.get(each), str)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 
 from cogumi.cli.app import application
 from cogumi.ledger import Ledger
+from cogumi.profile import load_profile
+from cogumi.workspace import Workspace
 
 COMMANDS = (
     "plan", "run", "status", "gate", "eval", "compare", "reference", "data", "report", "dashboard",
@@ -64,6 +69,37 @@ def test_a_profile_without_steps_has_nothing_to_run(cogumi: Any, tmp_path: Path)
     result = cogumi("run", "--profile", "gates.yaml")
     assert result.code == 2
     assert "profile mine has no steps to run" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("plan", "--profile", "a" * 300), 2),
+        (("eval", "a" * 300, "--suite", "general"), 2),
+        (("data", "lint", "a" * 300), 2),
+        (("status", "--run", "\udcff"), 2),
+    ],
+)
+def test_a_name_that_no_path_can_have_is_one_line(
+    cogumi: Callable[..., Any], arguments: tuple[str, ...], code: int
+) -> None:
+    answer = cogumi(*arguments)
+    assert answer.code == code
+    assert "defect" not in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_a_run_that_nobody_holds_is_told(cogumi: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / ".cogumi").mkdir()
+    with closing(Ledger(tmp_path / ".cogumi")) as ledger:
+        document = load_profile("rehearsal").model_dump(mode="json")
+        ledger.start_run("r", "rehearsal", document, [])
+    with Workspace(tmp_path / ".cogumi").lock("run-r"):
+        assert json.loads(cogumi("status", "--json").out)["held"] is True
+    told = json.loads(cogumi("status", "--json").out)
+    assert (told["status"], told["held"]) == ("running", False)
+    # Ends, although the ledger has it as running.
+    assert "no process that can be seen from here holds it" in cogumi("status", "--watch").out
 
 
 def test_json_errors_are_json(cogumi: Any) -> None:

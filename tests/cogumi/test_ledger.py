@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
@@ -24,6 +26,25 @@ MIGRATIONS = Path(__file__).parents[2] / "cogumi" / "migrations"
 
 def call(key: str, usd: float | None = 0.25, *, simulated: bool = False) -> CallRecord:
     return CallRecord(key, "openai", "m", {"text": key}, 10, 5, usd, simulated)
+
+
+def test_a_ledger_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.start_run("r", "p", {}, [])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with closing(Ledger(tmp_path)) as ledger:
+        assert [row["name"] for row in ledger.runs()] == ["r"]
+        with pytest.raises(RunError, match=r"the ledger cannot be written: .*writable"):
+            ledger.end_run("r", "done", 0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + b"x" * 5000])
+def test_a_file_that_is_no_ledger_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(content)
+    with pytest.raises(RunError, match=r"ledger\.sqlite.*move it away"):
+        Ledger(tmp_path)
 
 
 def check_migrated(ledger: Ledger) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cogumi.errors import CogumiError, UsageError
+from cogumi.errors import CogumiError, RunError, UsageError
 from cogumi.profile import Expected, StageStep, load_profile, parse_profile, profile_names
 from cogumi.steps import check_stages, merge
 from gates.spec import load_gate
@@ -95,6 +96,32 @@ expected: {question_tokens: [1, 2, 3]}
 steps:
 - {id: a, uses: stage.a}
 """
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("steps: " + "[" * 100_000, "line 1: nested more than 200 levels deep"),
+        ("a:\n" + "".join(" " * k + "b:\n" for k in range(1, 400)), "nested more than 200 levels deep"),
+        ("steps: &a [*a]\n", "line 1: an alias within its own anchor"),
+        (BOMB, "its aliases come to"),
+        ("seed: 2023-13-45\n", "a value that YAML cannot read: month must be in 1..12"),
+        ("seed: !!int abc\n", "a value that YAML cannot read"),
+        ("seed: !!bool abc\n", "a value that YAML cannot read"),
+    ],
+    ids=["deep list", "deep mapping", "itself", "bomb", "date", "int", "bool"],
+)
+def test_hostile_yaml_is_one_line_at_once(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RunError, match=re.escape(told)):
+        load_profile(str(path))
 
 
 def test_a_profile_inherits_the_keys_that_it_does_not_have(tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ def test_runs_every_step_once_and_again_nothing(tmp_path: Path) -> None:
     assert workspace.ledger.snapshot() == before
 
 
+def test_a_run_keeps_its_profile(tmp_path: Path) -> None:
+    _, _, workspace = go(tmp_path, profile())
+    before = workspace.ledger.snapshot()
+    with pytest.raises(UsageError, match=r"run r has the profile p, not other; .*--run NAME"):
+        go(tmp_path, profile(profile="other"))
+    assert workspace.ledger.snapshot() == before
+
+
 def test_tries_again_harder_until_the_gate_passes(tmp_path: Path) -> None:
     attempts = [{"text": "b"}, {"text": "bb"}, {"text": "bbb"}]
     outcome, ran, workspace = go(tmp_path, profile(attempts), LengthJudge(3))

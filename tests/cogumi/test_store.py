@@ -28,12 +28,41 @@ def test_equal_content_is_one_artifact(tmp_path: Path) -> None:
     assert list(store.staging.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    ["[]", "{}", "3", '{"kind": "model", "files": [], "facts": {}}', "[" * 100_000],
+    ids=["list", "empty", "number", "files a list", "deep"],
+)
+def test_a_manifest_of_another_shape_is_named(tmp_path: Path, manifest: str) -> None:
+    store = ArtifactStore(tmp_path)
+    artifact = make(store)
+    (artifact.path.parent / "manifest.json").write_text(manifest)
+    with pytest.raises(RunError, match=r"manifest\.json is unreadable"):
+        store.get(artifact.digest)
+
+
+def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_atomic(link, b"new")
+    assert (link.is_symlink(), target.read_bytes()) == (True, b"new")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(pipe, b"told")
+        assert os.read(reader, 10) == b"told"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_found_by_digest_and_by_unique_prefix(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     artifact = make(store)
     assert store.get(artifact.digest).file("a.txt").read_text() == "hello"
     assert store.get(artifact.short).digest == artifact.digest
-    for unknown in ("sha256:" + "0" * 64, "abcdef", "*", "../x"):
+    for unknown in ("sha256:" + "0" * 64, "abcdef", "*", "../x", "", "..", "a" * 300):
         with pytest.raises(UsageError):
             store.get(unknown)
     with pytest.raises(RunError, match="no file b"):

@@ -14,13 +14,14 @@ import pytest
 from small_dashboard import MARKUP, RUN
 from sqlalchemy import update
 
+from cogumi.held import is_held
 from cogumi.ledger import Ledger, StepRow
 from cogumi.ledger.database import writing
 from cogumi.ledger.schema import runs, verdicts
 from cogumi.profile import GateStep, load_profile, parse_profile
 from cogumi.workspace import Workspace
 from dashboard import costs, plan, run_rows
-from dashboard.live import is_held, running_now
+from dashboard.live import running_now
 from dashboard.phases import NO_GATE, NOT_ASKED, WAITING, gate_states, headline, phases_of, worst
 from dashboard.plan import Plan, StepPlan
 from gates.verdicts import CriterionVerdict, GateVerdict, Verdict

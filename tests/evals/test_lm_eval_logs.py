@@ -99,6 +99,29 @@ def test_what_a_log_does_not_have_is_an_error_with_its_neighbour(log: Path, tmp_
         read_lm_eval_log(other)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arguments": None},
+        {"arguments": ["a"]},
+        {"arguments": {}},
+        {"arguments": {"gen_args_0": {}}},
+        {"resps": None},
+        {"resps": []},
+        {"metrics": None},
+        {"metrics": []},
+        {"metrics": [{}]},
+        {"filter": []},
+    ],
+)
+def test_rows_of_another_shape_are_one_line(log: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    row = json.loads(log.read_text().splitlines()[0])
+    other = tmp_path / log.name
+    other.write_text(json.dumps({**row, **change}) + "\n")
+    with pytest.raises(RunError, match="not in the shape that lm-eval writes"):
+        read_lm_eval_log(other)
+
+
 def test_an_unfinished_log_says_so(log: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half-right"
     folder.mkdir()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cogumi.errors import UsageError
+from cogumi.errors import RunError, UsageError
 from cogumi.evidence import EvidenceFile, EvidenceKey, Record
 from cogumi.workspace import Workspace
 from evals.human.blinding import Blinder
@@ -78,7 +78,7 @@ def test_the_one_system_is_the_subject(read: Callable[..., TaskSet]) -> None:
 def test_a_fault_is_told_with_its_line(tmp_path: Path, line: bytes, told: str) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_bytes(json.dumps(row(0)).encode() + b"\n" + line + b"\n")
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises((UsageError, RunError), match=told) as caught:
         tasks_from_jsonl(file, Wanted(1, "ours"))
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
@@ -116,7 +116,7 @@ def test_too_little_is_told(read: Callable[..., TaskSet], wanted: dict[str, Any]
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         tasks_from_jsonl(tmp_path / "none.jsonl", Wanted(1))
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         tasks_from_jsonl(tmp_path, Wanted(1))
 
 

@@ -191,8 +191,8 @@ SCHEMA = {
     ],
     "references": ["name", "score", "simulated", "suite"],
     "steps": [
-        "artifact", "attempt", "confidence", "facts", "kind", "metrics", "note", "plan", "seconds", "status",
-        "step", "training",
+        "artifact", "attempt", "confidence", "facts", "kind", "measured", "metrics", "note", "plan",
+        "seconds", "status", "step", "training",
     ],
     "money": ["calls", "gpu", "real_usd", "simulated_usd", "unpriced_calls"],
     "reproduce": ["commands", "data", "profile", "seed", "software"],
@@ -201,7 +201,7 @@ SCHEMA = {
 
 def test_the_json_keeps_its_keys(filled: Maker) -> None:
     document = json.loads(render_json(report_of(filled)))
-    assert document["format"] == 3
+    assert document["format"] == 4
     for name, keys in SCHEMA.items():
         part = document[name] if name else document
         for one in part if isinstance(part, list) else [part]:
